@@ -1,0 +1,13 @@
+//! The edge: it holds the sockets and knows nothing about chat beyond frames, sessions and lists of
+//! local recipients.
+//!
+//! # Layout, in the order in which a byte travels
+//! 1. [`ring`]: sockets as events, on io_uring or epoll; the only module with `unsafe`
+//! 2. [`frame`]: bytes to messages and back: the HTTP upgrade, RFC 6455, delimited frames
+//! 3. [`session`]: what one connection may do: `connect`, limits, heartbeats, closes
+//! 4. [`link`]: the way to the core and back
+//! 5. [`hub`]: one item from the core to many local sockets
+//! 6. [`observe`]: metrics and the admin pages
+
+pub mod frame;
+pub mod ring;

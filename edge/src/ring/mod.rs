@@ -1,0 +1,128 @@
+//! The bottom of the edge: sockets as events. One driver per shard thread owns that shard's sockets
+//! and hands what happens on them to the shard as [`Event`]s; what the shard wants done comes back
+//! as calls between turns. Nothing above this module knows which driver runs.
+//!
+//! Invariants, of every driver:
+//! 1. A [`ConnId`] is never reused in a process: a late call with a stale one does nothing.
+//! 2. After [`Event::Closed`] (exactly one for each connection that was accepted or connected) no
+//!    event bears this `ConnId`, and its descriptor and buffers are free.
+//! 3. An idle connection owns no receive buffer.
+//! 4. At most one send is under way for a connection. Between [`Event::Blocked`] and
+//!    [`Event::Drained`] the driver holds the unsent tail, and the caller holds back.
+//! 5. Bytes leave in the order given, or the connection closes; they never leave twice.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+mod waker;
+
+pub use waker::Waker;
+
+/// A connection of one shard: its slot, dense from 0 and reused, and the slot's generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnId {
+    /// Index for tables beside the driver's; below [`Driver::slots_max`].
+    pub slot: u32,
+    /// Distinguishes the slot's successive owners.
+    pub generation: u32,
+}
+
+/// Which of the shard's listeners a connection came from: the number given to [`Driver::listen`].
+pub type ListenerId = u8;
+
+/// What happened on a socket.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A new connection; reading has begun.
+    Accepted {
+        conn: ConnId,
+        listener: ListenerId,
+        peer: SocketAddr,
+    },
+    /// An outgoing connection of [`Driver::connect`] is up; reading has begun.
+    Connected { conn: ConnId },
+    /// Bytes came. The slice is the driver's buffer: parse and unmask in place, copy what must
+    /// outlive the event.
+    Received { conn: ConnId, data: &'a mut [u8] },
+    /// The peer has shut its side; sending may go on. No `Received` follows.
+    Eof { conn: ConnId },
+    /// A send did not fit into the socket's buffer; the driver holds the rest.
+    Blocked { conn: ConnId, unsent: usize },
+    /// What was held is with the kernel: sending may go on.
+    Drained { conn: ConnId },
+    /// The connection is gone and its slot free. `error`: what ended it, if not the peer's orderly
+    /// close or our own.
+    Closed {
+        conn: ConnId,
+        error: Option<io::ErrorKind>,
+    },
+    /// Somebody called [`Waker::wake`].
+    Woken,
+}
+
+/// What a driver counts; plain numbers, read by the shard's metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DriverStats {
+    pub accepted: u64,
+    /// Connections dropped on arrival because the table was full.
+    pub accept_refused: u64,
+    pub closed: u64,
+    pub bytes_received: u64,
+    pub bytes_sent: u64,
+    pub sends: u64,
+    /// Sends that stayed short.
+    pub sends_blocked: u64,
+    /// Times that a receive found no buffer free (io_uring).
+    pub buffers_exhausted: u64,
+    /// Completion-queue overflows (io_uring): always 0 unless sized wrongly.
+    pub cq_overflow: u64,
+    /// Calls into the kernel to wait or submit.
+    pub enters: u64,
+    /// ns spent in those calls without waiting, and waiting.
+    pub kernel_ns: u64,
+    pub idle_ns: u64,
+}
+
+/// One shard's sockets. Not `Send` once it runs: it lives on its thread.
+pub trait Driver {
+    /// "uring" or "epoll".
+    fn name(&self) -> &'static str;
+
+    /// Connections that this driver can hold at once.
+    fn slots_max(&self) -> u32;
+
+    /// Accept from `socket` from the next turn on. May be called for several sockets.
+    fn listen(&mut self, id: ListenerId, socket: TcpListener) -> io::Result<()>;
+
+    /// Stop or resume accepting on all listeners; established connections do not notice.
+    fn set_accepting(&mut self, accepting: bool);
+
+    /// Close the listening sockets for good: the port refuses from now on.
+    fn close_listeners(&mut self);
+
+    /// Begin an outgoing connection, from `source` if given. Ends in `Connected` or `Closed`.
+    fn connect(&mut self, peer: SocketAddr, source: Option<SocketAddr>) -> io::Result<ConnId>;
+
+    /// Hand over all that the connection is owed in this turn; it leaves with the next
+    /// [`Driver::turn`]. Ignored for stale connections. Must not be called twice for one
+    /// connection between turns, nor between `Blocked` and `Drained`.
+    fn send(&mut self, conn: ConnId, bytes: Bytes);
+
+    /// FIN after all that was handed over. Reading goes on until `Eof`.
+    fn shutdown(&mut self, conn: ConnId);
+
+    /// Drop the connection, unsent bytes with it. `Closed` follows in a later turn.
+    fn close(&mut self, conn: ConnId);
+
+    /// Submit what was queued, wait for something to happen (at most `timeout`; zero: do not wait)
+    /// and hand each event to `on_event`.
+    fn turn(&mut self, timeout: Duration, on_event: &mut dyn FnMut(Event<'_>)) -> io::Result<()>;
+
+    /// For other threads, to end this one's wait.
+    fn waker(&self) -> Waker;
+
+    fn stats(&self) -> DriverStats;
+}
