@@ -8,6 +8,7 @@
 //! - [`ids`]: users, devices, conversations, message ids
 //! - [`codes`]: error codes, close codes and what each means to a client
 //! - [`limits`]: every bound of the protocol, by name
+//! - [`ports`]: edge and core to one another, inside a process
 //! - [`gcra`]: the rate limiter that both tiers use
 
 pub mod codes;
@@ -15,6 +16,7 @@ pub mod gcra;
 pub mod ids;
 pub mod json;
 pub mod limits;
+pub mod ports;
 
 /// What prost made of the schema, in the module path of its packages.
 #[allow(missing_docs, clippy::all)]
