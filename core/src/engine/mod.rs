@@ -12,6 +12,12 @@
 //! 5. Memory is bounded: operations by the edges' credit, conversations by
 //!    [`EngineConfig::conversations_cached_max`] and [`EngineConfig::dedup_entries_max`].
 
+mod machine;
+mod stats;
+
+pub use machine::Engine;
+pub use stats::EngineStats;
+
 use trunkline_proto::client::{Ack, Error, Message, SendMessage};
 use trunkline_proto::ids::ConversationId;
 use trunkline_proto::link::{CoreOp, EdgeHello, EdgeOp};

@@ -1,0 +1,64 @@
+//! What the engine counts, for the metrics of the process that runs it.
+
+/// Counters since the start and gauges of the present. Read at any time between turns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineStats {
+    // ---- counters ----
+    /// Messages that were given a seq.
+    pub sends: u64,
+    /// Acks that went out, duplicates among them.
+    pub acks: u64,
+    /// Sends recognised by their `client_msg_id`.
+    pub duplicates: u64,
+    /// Sends refused since their `client_msg_id` stands for other content.
+    pub conflicts: u64,
+    /// `Deliver` items of messages: one for each message and edge.
+    pub delivery_items: u64,
+    /// Sessions that these items were addressed to.
+    pub delivery_handles: u64,
+    /// Watermarks that rose.
+    pub receipts: u64,
+    /// `receipt` items that went out.
+    pub receipt_items: u64,
+    /// Conversations that were asked of the store.
+    pub loads: u64,
+    /// Pages that were asked of the store.
+    pub reads: u64,
+    /// Pages answered from memory.
+    pub reads_cached: u64,
+    /// Commits that were begun, repeats not counted.
+    pub commits: u64,
+    /// Commits that were repeated since their outcome was unknown.
+    pub commit_retries: u64,
+    /// Messages that were committed.
+    pub committed: u64,
+    /// Sends refused with `rate_limited`.
+    pub rate_limited: u64,
+    /// Sends refused with `overloaded`.
+    pub overloaded: u64,
+    /// Errors answered to sessions and REST callers, of every code.
+    pub errors: u64,
+    /// Sessions closed since a newer one of the same device came.
+    pub replaced: u64,
+    /// `conversation` hints sent to sessions that were announced again.
+    pub hints: u64,
+    /// Conversations dropped from memory to make room.
+    pub evictions: u64,
+    /// Operations and tokens that named something gone.
+    pub stale: u64,
+    // ---- gauges ----
+    /// Attached edges.
+    pub edges: u64,
+    /// Sessions in the registry.
+    pub sessions: u64,
+    /// Users that are known at present, with a session or not.
+    pub users: u64,
+    /// Conversations in memory.
+    pub conversations: u64,
+    /// Entries of all dedup windows.
+    pub dedup_entries: u64,
+    /// Operations in the batch that the next commit takes.
+    pub operations_open: u64,
+    /// Operations that wait for a conversation to be loaded.
+    pub operations_waiting: u64,
+}
