@@ -10,6 +10,14 @@
 //!
 //! Called by the core's runtime: one thread commits, several read.
 
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
+pub mod embedded;
+mod keys;
+mod open;
+mod rows;
+pub mod stats;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
