@@ -9,4 +9,6 @@
 //! 5. [`rest`]: the HTTP front: REST, the demo page, admin
 
 pub mod engine;
+pub mod ingress;
+pub mod runtime;
 pub mod store;
