@@ -8,6 +8,9 @@
 //! 4. [`link`]: the way to the core and back
 //! 5. [`hub`]: one item from the core to many local sockets
 //! 6. [`observe`]: metrics and the admin pages
+//!
+//! [`echo`] is a second use of the first two: an echo server for conformance suites.
 
+pub mod echo;
 pub mod frame;
 pub mod ring;
