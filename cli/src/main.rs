@@ -1,1 +1,54 @@
-fn main() {}
+//! The one binary. `main` is a checklist; what each line does stands in its module.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+
+mod args;
+mod config;
+mod doctor;
+mod exit;
+mod settings;
+mod token;
+
+use exit::{EXIT_CONFIGURATION, Failure};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    // 1. What was asked. clap ends with 2 on a usage error; ours is 64 like all bad configuration.
+    let args = args::with_default_subcommand(std::env::args_os().collect());
+    let matches = match args::command().try_get_matches_from(args) {
+        Ok(matches) => matches,
+        Err(e) => {
+            // Nothing can be done about a closed terminal.
+            let _ = e.print();
+            return match e.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => EXIT_CONFIGURATION.into(),
+            };
+        }
+    };
+    // 2. The environment, read once, here.
+    let environment: Vec<(String, String)> = std::env::vars_os()
+        .filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
+        .collect();
+    // 3. Do it.
+    let done = match matches.subcommand() {
+        Some(("token", matches)) => token::run(matches, &environment),
+        Some(("config", matches)) => config::run(matches, &environment),
+        Some(("doctor", matches)) => doctor::run(matches),
+        _ => Err(Failure::Runtime("no such subcommand".into())),
+    };
+    // 4. Say how it went.
+    match done {
+        Ok(text) => {
+            // A reader that closed the pipe early has what it wanted.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(failure) => failure.report(),
+    }
+}
