@@ -11,14 +11,29 @@
 //!    [`Event::Drained`] the driver holds the unsent tail, and the caller holds back.
 //! 5. Bytes leave in the order given, or the connection closes; they never leave twice.
 
+// The kernel's interfaces (shared rings, raw descriptors, addresses in requests) cannot be used
+// without; nothing outside this module may.
+#![allow(unsafe_code)]
+
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use bytes::Bytes;
 
+mod config;
+mod epoll;
+mod slots;
+mod sockets;
+mod token;
+mod uring;
 mod waker;
 
+pub use config::{DriverChoice, DriverConfig, OpenError, UnknownDriver, default_rings, open};
+pub use epoll::EpollDriver;
+pub use sockets::{BACKLOG, bind_reuseport, raise_nofile};
+pub use uring::{RingInitError, UringDriver};
 pub use waker::Waker;
 
 /// A connection of one shard: its slot, dense from 0 and reused, and the slot's generation.
@@ -86,6 +101,23 @@ pub struct DriverStats {
     pub idle_ns: u64,
 }
 
+impl DriverStats {
+    fn add(&mut self, other: &Self) {
+        self.accepted += other.accepted;
+        self.accept_refused += other.accept_refused;
+        self.closed += other.closed;
+        self.bytes_received += other.bytes_received;
+        self.bytes_sent += other.bytes_sent;
+        self.sends += other.sends;
+        self.sends_blocked += other.sends_blocked;
+        self.buffers_exhausted += other.buffers_exhausted;
+        self.cq_overflow += other.cq_overflow;
+        self.enters += other.enters;
+        self.kernel_ns += other.kernel_ns;
+        self.idle_ns += other.idle_ns;
+    }
+}
+
 /// One shard's sockets. Not `Send` once it runs: it lives on its thread.
 pub trait Driver {
     /// "uring" or "epoll".
@@ -107,22 +139,34 @@ pub trait Driver {
     fn connect(&mut self, peer: SocketAddr, source: Option<SocketAddr>) -> io::Result<ConnId>;
 
     /// Hand over all that the connection is owed in this turn; it leaves with the next
-    /// [`Driver::turn`]. Ignored for stale connections. Must not be called twice for one
-    /// connection between turns, nor between `Blocked` and `Drained`.
+    /// [`Driver::turn`]. Ignored for connections that are stale, not up yet, shut or closing. Must
+    /// not be called twice for one connection between turns, nor between `Blocked` and `Drained`:
+    /// that closes the connection with `InvalidInput`, since the order of bytes would be lost.
     fn send(&mut self, conn: ConnId, bytes: Bytes);
 
-    /// FIN after all that was handed over. Reading goes on until `Eof`.
+    /// FIN after all that was handed over, a held tail included. Reading goes on until `Eof`; when
+    /// both directions have ended the driver closes by itself, and `Closed` follows.
     fn shutdown(&mut self, conn: ConnId);
 
-    /// Drop the connection, unsent bytes with it. `Closed` follows in a later turn.
+    /// Drop the connection, a held tail with it. `Closed` follows in a later turn, and is the only
+    /// event that does.
     fn close(&mut self, conn: ConnId);
 
     /// Submit what was queued, wait for something to happen (at most `timeout`; zero: do not wait)
     /// and hand each event to `on_event`.
     fn turn(&mut self, timeout: Duration, on_event: &mut dyn FnMut(Event<'_>)) -> io::Result<()>;
 
-    /// For other threads, to end this one's wait.
+    /// For other threads, to end this one's wait. The shard calls [`Waker::going_to_sleep`] and
+    /// then looks at its inboxes before each turn that may wait; the driver calls
+    /// [`Waker::awake`] when the wait is over.
     fn waker(&self) -> Waker;
 
     fn stats(&self) -> DriverStats;
+
+    /// A second, ordinary descriptor of the connection's socket: to look at its options and
+    /// TCP_INFO, or to hand it to a successor process. To be called between turns.
+    fn duplicate(&mut self, conn: ConnId) -> io::Result<OwnedFd> {
+        let _ = conn;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }

@@ -28,13 +28,11 @@ impl Waker {
     /// A waker with its own non-blocking eventfd.
     pub fn new() -> io::Result<Self> {
         // SAFETY: eventfd takes no pointers.
-        #[allow(unsafe_code)]
         let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor is new and owned by nobody else.
-        #[allow(unsafe_code)]
         let eventfd = unsafe { File::from_raw_fd(fd) };
         Ok(Self {
             shared: Arc::new(Shared {

@@ -1,0 +1,190 @@
+//! Which driver, how large, and the way to get one: [`open`].
+
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+
+use super::epoll::EpollDriver;
+use super::sockets::nofile_limit;
+use super::uring::{RingInitError, UringDriver};
+use super::{Driver, token};
+
+/// What the operator asks for (`--io-driver`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DriverChoice {
+    /// io_uring if it can be had, else epoll with a warning.
+    #[default]
+    Auto,
+    /// io_uring or fail.
+    Uring,
+    Epoll,
+}
+
+impl FromStr for DriverChoice {
+    type Err = UnknownDriver;
+
+    fn from_str(text: &str) -> Result<Self, UnknownDriver> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "uring" => Ok(Self::Uring),
+            "epoll" => Ok(Self::Epoll),
+            _ => Err(UnknownDriver(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for DriverChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Uring => "uring",
+            Self::Epoll => "epoll",
+        })
+    }
+}
+
+/// Not a driver's name.
+#[derive(Debug, thiserror::Error)]
+#[error("unknown I/O driver {0:?}: use auto, uring or epoll")]
+pub struct UnknownDriver(String);
+
+/// The size of a driver. Plain data, made anywhere; the driver itself is made on its thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DriverConfig {
+    /// Connections held at once, incoming and outgoing. Accepting stops at 95 % of it (for several
+    /// rings: of each ring's share), so ask for more than is needed.
+    pub slots_max: u32,
+    /// Rings of the driver (io_uring). More than one only where RLIMIT_NOFILE, which bounds each
+    /// ring's table, demands it: see [`default_rings`].
+    pub rings: u32,
+    /// Receive buffers of each ring (io_uring): a power of two, at most 32,768.
+    pub buffers: u16,
+    /// Bytes of each.
+    pub buffer_size: u32,
+    /// Submission queue of each ring (io_uring), at most 32,768.
+    pub sq_entries: u32,
+    /// Completion queue of each ring (io_uring), not below `sq_entries`.
+    pub cq_entries: u32,
+    /// Connections announced in one turn, of each ring: a storm of arrivals must not starve those
+    /// that are there.
+    pub accept_budget: u32,
+    /// Reads of one connection in one turn (epoll) before the others have theirs.
+    pub receive_budget: u32,
+}
+
+impl Default for DriverConfig {
+    fn default() -> Self {
+        Self {
+            slots_max: 16_384,
+            rings: 1,
+            buffers: 256,
+            buffer_size: 2_048,
+            sq_entries: 2_048,
+            cq_entries: 8_192,
+            accept_budget: 64,
+            receive_budget: 4,
+        }
+    }
+}
+
+impl DriverConfig {
+    /// Sized so that `connections` can really be held: with headroom for the 95 % at which
+    /// accepting stops, and for the uneven spread of arrivals over several rings.
+    pub fn for_connections(connections: u32) -> Self {
+        let rings = default_rings(connections);
+        let limit = nofile_limit().min(u64::from(u32::MAX));
+        let wanted = u64::from(connections.max(16));
+        let slots = if rings == 1 {
+            wanted * 100 / 94 + 1
+        } else {
+            wanted * 100 / FILL_PERCENT
+        };
+        let slots = slots.min(u64::from(rings) * limit);
+        Self {
+            slots_max: slots.min(u64::from(token::SLOTS_LIMIT)) as u32,
+            rings,
+            ..Self::default()
+        }
+    }
+
+    /// Slots of each ring.
+    pub(super) fn slots_per_ring(&self) -> u32 {
+        self.slots_max.div_ceil(self.rings.max(1))
+    }
+}
+
+/// How full several tables may be on average: the kernel spreads connections by hash, so some get
+/// more than others (measured: 17,053 to 20,000 at 53 rings of 20,000).
+const FILL_PERCENT: u64 = 85;
+
+/// The number of rings that RLIMIT_NOFILE, as it is now, demands for that many connections: a
+/// ring's table has at most that many entries. One on hosts with a high limit.
+pub fn default_rings(slots_wanted: u32) -> u32 {
+    rings_for(slots_wanted, nofile_limit())
+}
+
+fn rings_for(slots_wanted: u32, nofile: u64) -> u32 {
+    let nofile = nofile.max(1);
+    if u64::from(slots_wanted) * 100 / 94 < nofile {
+        return 1;
+    }
+    let usable = (nofile * FILL_PERCENT / 100).max(1);
+    (u64::from(slots_wanted).div_ceil(usable)).min(u64::from(u32::MAX)) as u32
+}
+
+/// Why there is no driver.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{0}")]
+    Uring(#[from] RingInitError),
+    #[error("cannot set up epoll: {0}")]
+    Epoll(#[source] io::Error),
+}
+
+/// Makes the driver on the calling thread, which must be the one that uses it.
+pub fn open(choice: DriverChoice, config: &DriverConfig) -> Result<Box<dyn Driver>, OpenError> {
+    match choice {
+        DriverChoice::Uring => Ok(Box::new(UringDriver::new(config)?)),
+        DriverChoice::Epoll => open_epoll(config),
+        DriverChoice::Auto => match UringDriver::new(config) {
+            Ok(driver) => Ok(Box::new(driver)),
+            Err(error) => {
+                tracing::warn!("io_uring is not available, using epoll instead: {error}");
+                open_epoll(config)
+            }
+        },
+    }
+}
+
+fn open_epoll(config: &DriverConfig) -> Result<Box<dyn Driver>, OpenError> {
+    EpollDriver::new(config)
+        .map(|driver| Box::new(driver) as Box<dyn Driver>)
+        .map_err(OpenError::Epoll)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_ring_where_the_limit_allows_it() {
+        assert_eq!(rings_for(10_000, 20_000), 1);
+        assert_eq!(rings_for(1_000_000, 1_048_576 * 2), 1);
+    }
+
+    #[test]
+    fn a_low_limit_takes_several_with_headroom() {
+        let rings = rings_for(1_000_000, 20_000);
+        assert_eq!(rings, 59);
+        assert!(rings * 20_000 > 1_150_000);
+        assert_eq!(rings_for(5, 0), 5);
+    }
+
+    #[test]
+    fn names_parse_and_print() {
+        for choice in [DriverChoice::Auto, DriverChoice::Uring, DriverChoice::Epoll] {
+            assert_eq!(choice.to_string().parse::<DriverChoice>().unwrap(), choice);
+        }
+        assert!("kqueue".parse::<DriverChoice>().is_err());
+    }
+}

@@ -1,0 +1,280 @@
+//! The io_uring driver: multishot accept into direct descriptors, multishot receive into a shared
+//! ring of buffers, sends without completions.
+//!
+//! Usually one ring. A ring's table of descriptors is bounded by RLIMIT_NOFILE, so a host with a low
+//! limit takes several rings on the one thread: the *main* ring is the one to sleep on; the others
+//! write to one eventfd that the main ring reads, and do so only while it sleeps.
+//!
+//! Slots are numbered ring by ring: slot ÷ slots-per-ring is the ring.
+
+mod accept;
+mod buffers;
+mod close;
+mod connect;
+mod queue;
+mod ring;
+mod send;
+mod setup;
+
+use std::fs::File;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
+
+use bytes::Bytes;
+use io_uring::{opcode, types};
+
+use self::ring::Ring;
+pub use self::setup::RingInitError;
+use super::sockets::{BACKLOG, bind_reuseport};
+use super::token::{Operation, Token};
+use super::{ConnId, Driver, DriverConfig, DriverStats, Event, ListenerId, Waker};
+
+/// The driver on io_uring. Belongs to the thread that made it.
+pub struct UringDriver {
+    /// The main ring first. Dropped before the eventfds that it reads.
+    rings: Vec<Ring>,
+    slots_per_ring: u32,
+    /// The ring that the next outgoing connection is tried on.
+    next_ring: usize,
+    /// Written to by the kernel for every ring but the main one.
+    _signal: Option<File>,
+    waker: Waker,
+}
+
+impl UringDriver {
+    /// Makes the rings on the calling thread, the only one that may use the driver.
+    pub fn new(config: &DriverConfig) -> Result<Self, RingInitError> {
+        setup::validate(config)?;
+        let slots_per_ring = config.slots_per_ring();
+        let mut rings = Vec::with_capacity(config.rings as usize);
+        for index in 0..config.rings {
+            rings.push(Ring::new(config, index * slots_per_ring)?);
+        }
+        let waker = Waker::new().map_err(RingInitError::os("making an eventfd"))?;
+        rings[0].watch_eventfd(waker.as_raw_fd(), Operation::Wake);
+        let signal = if rings.len() > 1 {
+            Some(connect_signal(&mut rings).map_err(RingInitError::os("registering an eventfd"))?)
+        } else {
+            None
+        };
+        Ok(Self {
+            rings,
+            slots_per_ring,
+            next_ring: 0,
+            _signal: signal,
+            waker,
+        })
+    }
+
+    /// The ring that a connection belongs to, and its slot there; none if it is gone.
+    fn locate(&mut self, conn: ConnId) -> Option<(&mut Ring, u32)> {
+        let ring = self
+            .rings
+            .get_mut((conn.slot / self.slots_per_ring) as usize)?;
+        let slot = ring.slots.find(conn)?;
+        Some((ring, slot))
+    }
+
+    /// Turns each ring that has something to do; says whether any had.
+    fn sweep(&mut self, on_event: &mut dyn FnMut(Event<'_>)) -> io::Result<bool> {
+        let mut busy = false;
+        for ring in &mut self.rings {
+            if ring.has_work() {
+                busy = true;
+                ring.turn(None, on_event)?;
+            }
+        }
+        Ok(busy)
+    }
+
+    /// A turn of several rings: if none has anything to do, sleep on the main one.
+    fn turn_many(
+        &mut self,
+        timeout: Duration,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> io::Result<()> {
+        for ring in &mut self.rings {
+            if ring.acceptor.retry_at().is_some() {
+                ring.update_accepting();
+            }
+        }
+        if self.sweep(on_event)? || timeout.is_zero() {
+            return Ok(());
+        }
+        let timeout = self
+            .rings
+            .iter()
+            .fold(timeout, |timeout, ring| ring.wait_limit(timeout));
+        for ring in &mut self.rings[1..] {
+            ring.queue.enable_signal();
+        }
+        // A ring either sees that it shall signal, or we see its work now.
+        fence(Ordering::SeqCst);
+        let mut result = Ok(());
+        if !self.rings[1..].iter_mut().any(Ring::has_work) {
+            result = self.rings[0].turn(Some(timeout), on_event);
+        }
+        for ring in &mut self.rings[1..] {
+            ring.queue.disable_signal();
+        }
+        result?;
+        self.sweep(on_event).map(drop)
+    }
+}
+
+/// An eventfd that the other rings write to and the main ring reads.
+fn connect_signal(rings: &mut [Ring]) -> io::Result<File> {
+    // SAFETY: eventfd takes no pointers.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and owned by nobody else.
+    let signal = unsafe { File::from_raw_fd(fd) };
+    let (main, others) = rings.split_at_mut(1);
+    for ring in others {
+        ring.queue.register_signal(signal.as_raw_fd())?;
+    }
+    main[0].watch_eventfd(signal.as_raw_fd(), Operation::Signal);
+    Ok(signal)
+}
+
+impl Driver for UringDriver {
+    fn name(&self) -> &'static str {
+        "uring"
+    }
+
+    fn slots_max(&self) -> u32 {
+        self.rings.iter().map(|ring| ring.slots.capacity()).sum()
+    }
+
+    fn listen(&mut self, id: ListenerId, socket: TcpListener) -> io::Result<()> {
+        // Each ring has its own socket on the port, among which the kernel spreads connections.
+        let address = socket.local_addr()?;
+        let mut extra = Vec::with_capacity(self.rings.len() - 1);
+        for _ in 1..self.rings.len() {
+            extra.push(bind_reuseport(address, BACKLOG)?);
+        }
+        for (ring, socket) in self
+            .rings
+            .iter_mut()
+            .zip(std::iter::once(socket).chain(extra))
+        {
+            ring.listen(id, socket)?;
+        }
+        Ok(())
+    }
+
+    fn set_accepting(&mut self, accepting: bool) {
+        for ring in &mut self.rings {
+            ring.set_accepting(accepting);
+        }
+    }
+
+    fn close_listeners(&mut self) {
+        for ring in &mut self.rings {
+            ring.close_listeners();
+        }
+    }
+
+    fn connect(&mut self, peer: SocketAddr, source: Option<SocketAddr>) -> io::Result<ConnId> {
+        let mut result = Err(io::Error::from_raw_os_error(libc::ENFILE));
+        for _ in 0..self.rings.len() {
+            let index = self.next_ring;
+            self.next_ring = (index + 1) % self.rings.len();
+            result = self.rings[index].connect(peer, source);
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    fn send(&mut self, conn: ConnId, bytes: Bytes) {
+        if let Some((ring, slot)) = self.locate(conn) {
+            ring.send(slot, bytes);
+        }
+    }
+
+    fn shutdown(&mut self, conn: ConnId) {
+        if let Some((ring, slot)) = self.locate(conn) {
+            ring.shutdown(slot);
+        }
+    }
+
+    fn close(&mut self, conn: ConnId) {
+        if let Some((ring, slot)) = self.locate(conn) {
+            // A connection that is up has a descriptor, one that is not has a request under way: so
+            // `Closed` comes with a completion, never now.
+            ring.begin_close(slot, None, &mut |_| {});
+        }
+    }
+
+    fn turn(&mut self, timeout: Duration, on_event: &mut dyn FnMut(Event<'_>)) -> io::Result<()> {
+        let result = if self.rings.len() == 1 {
+            let wait = (!timeout.is_zero()).then_some(timeout);
+            self.rings[0].turn(wait, on_event)
+        } else {
+            self.turn_many(timeout, on_event)
+        };
+        self.waker.awake();
+        result
+    }
+
+    fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    fn duplicate(&mut self, conn: ConnId) -> io::Result<OwnedFd> {
+        let Some((ring, slot)) = self.locate(conn) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        if !ring.abilities.install {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        ring.install(slot)
+    }
+
+    fn stats(&self) -> DriverStats {
+        let mut total = DriverStats::default();
+        for ring in &self.rings {
+            total.add(&ring.stats);
+        }
+        total
+    }
+}
+
+impl Ring {
+    /// An ordinary descriptor for a direct one. The kernel makes it while it takes the request.
+    fn install(&mut self, slot: u32) -> io::Result<OwnedFd> {
+        let conn = self.slots.get(slot);
+        if conn.descriptor == super::slots::NONE {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        let token = Token::new(Operation::Install, slot, conn.generation).pack();
+        let entry = opcode::FixedFdInstall::new(types::Fixed(conn.descriptor), 0)
+            .build()
+            .user_data(token);
+        self.queue.push(entry, &mut self.stats);
+        self.queue.enter(None, &mut self.stats)?;
+        self.queue.reap(&mut self.stats)?;
+        match self.queue.take_completion(token) {
+            Some(done) if done.result >= 0 => {
+                // SAFETY: the kernel has just made this descriptor for us.
+                Ok(unsafe { OwnedFd::from_raw_fd(done.result) })
+            }
+            Some(done) => Err(io::Error::from_raw_os_error(-done.result)),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+}
+
+impl Drop for UringDriver {
+    /// The ports refuse from now on: the kernel takes the rings apart some milliseconds later.
+    fn drop(&mut self) {
+        self.close_listeners();
+    }
+}
