@@ -10,5 +10,6 @@
 
 pub mod engine;
 pub mod ingress;
+pub mod rest;
 pub mod runtime;
 pub mod store;
