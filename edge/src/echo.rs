@@ -64,7 +64,8 @@ impl Default for Options {
     }
 }
 
-/// Runs one shard until `stop` is set and all connections are gone, at most [`LINGER`] later. The
+/// Runs one shard until `stop` is set and all connections are gone, at most [`LINGER`] later; the
+/// stop is noticed at once if the driver's waker is called, else within a quarter of a second. The
 /// listeners named in `options` are on `driver` already.
 pub fn run_echo_shard(
     driver: &mut dyn Driver,
@@ -72,6 +73,7 @@ pub fn run_echo_shard(
     options: &Options,
 ) -> io::Result<()> {
     let mut shard = Shard::new(*options);
+    let waker = driver.waker();
     let mut give_up_at = None;
     loop {
         let now = Instant::now();
@@ -84,7 +86,14 @@ pub fn run_echo_shard(
         if give_up_at.is_some_and(|at| shard.open == 0 || now >= at) {
             return Ok(());
         }
-        driver.turn(shard.timeout(now), &mut |event| shard.on_event(event))?;
+        let mut timeout = shard.timeout(now);
+        if !timeout.is_zero() {
+            waker.going_to_sleep();
+            if give_up_at.is_none() && stop.load(Ordering::Acquire) {
+                timeout = Duration::ZERO;
+            }
+        }
+        driver.turn(timeout, &mut |event| shard.on_event(event))?;
         shard.finish_turn(driver, Instant::now());
     }
 }

@@ -339,3 +339,122 @@ fn events_of_a_slots_former_owner_are_ignored() {
     assert_eq!(stage.end_turn(), []);
     assert_eq!(stage.shard.open, 1);
 }
+
+/// The same over real sockets: a shard on its thread, and a client with blocking sockets whose
+/// time-outs are the tests' deadline.
+mod on_sockets {
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpStream};
+    use std::sync::{Arc, mpsc};
+    use std::thread::{self, JoinHandle};
+
+    use super::*;
+    use crate::ring::{BACKLOG, DriverChoice, DriverConfig, bind_reuseport, open};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    struct Server {
+        ws: SocketAddr,
+        tcp: SocketAddr,
+        waker: Waker,
+        stop: Arc<AtomicBool>,
+        thread: JoinHandle<io::Result<()>>,
+    }
+
+    impl Server {
+        fn start(choice: DriverChoice) -> Self {
+            let stop = Arc::new(AtomicBool::new(false));
+            let (started, when_started) = mpsc::channel();
+            let seen = Arc::clone(&stop);
+            let thread = thread::spawn(move || {
+                let mut driver =
+                    open(choice, &DriverConfig::default()).map_err(io::Error::other)?;
+                let options = Options::default();
+                let mut addresses = Vec::new();
+                for id in [options.ws, options.tcp] {
+                    let listener = bind_reuseport(([127, 0, 0, 1], 0).into(), BACKLOG)?;
+                    addresses.push(listener.local_addr()?);
+                    driver.listen(id, listener)?;
+                }
+                started
+                    .send((addresses, driver.waker()))
+                    .map_err(io::Error::other)?;
+                run_echo_shard(&mut *driver, &seen, &options)
+            });
+            let (addresses, waker) = when_started.recv().expect("a driver");
+            Self {
+                ws: addresses[0],
+                tcp: addresses[1],
+                waker,
+                stop,
+                thread,
+            }
+        }
+
+        fn ask_to_stop(&self) {
+            self.stop.store(true, Ordering::Release);
+            self.waker.wake();
+        }
+
+        fn join(self) {
+            self.thread.join().expect("no panic").expect("no error");
+        }
+    }
+
+    fn connect(address: SocketAddr) -> TcpStream {
+        let socket = TcpStream::connect(address).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        socket
+    }
+
+    fn connect_ws(address: SocketAddr) -> TcpStream {
+        let mut socket = connect(address);
+        socket.write_all(HANDSHAKE).unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            socket.read_exact(&mut byte).unwrap();
+            answer.push(byte[0]);
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 101 "));
+        socket
+    }
+
+    fn rest_of(mut socket: TcpStream) -> Vec<u8> {
+        let mut rest = Vec::new();
+        socket.read_to_end(&mut rest).unwrap();
+        rest
+    }
+
+    fn serves(choice: DriverChoice) {
+        let server = Server::start(choice);
+
+        let mut ws = connect_ws(server.ws);
+        ws.write_all(&frame(0x81, b"hello")).unwrap();
+        ws.write_all(&frame(0x88, b"\x03\xe8")).unwrap();
+        assert_eq!(rest_of(ws), b"\x81\x05hello\x88\x02\x03\xe8");
+
+        // More than socket buffers hold: the client reads only after it has written all.
+        let bytes: Vec<u8> = (0..12_000_000u32).map(|i| (i >> 3) as u8).collect();
+        let mut tcp = connect(server.tcp);
+        tcp.write_all(&bytes).unwrap();
+        tcp.shutdown(Shutdown::Write).unwrap();
+        assert!(rest_of(tcp) == bytes);
+
+        let waiting = connect_ws(server.ws);
+        server.ask_to_stop();
+        assert_eq!(rest_of(waiting)[..4], [0x88, 10, 0x03, 0xe9]);
+        server.join();
+    }
+
+    #[test]
+    fn the_default_driver_serves_both_listeners_and_stops() {
+        serves(DriverChoice::Auto);
+    }
+
+    #[test]
+    fn the_epoll_driver_serves_both_listeners_and_stops() {
+        serves(DriverChoice::Epoll);
+    }
+}

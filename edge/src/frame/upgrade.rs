@@ -104,6 +104,14 @@ impl Status {
         }
     }
 
+    /// Whoever sends `Upgrade` must name it here too (RFC 9110, 7.8).
+    const fn connection(self) -> &'static str {
+        match self {
+            Self::UpgradeRequired => "close, Upgrade",
+            _ => "close",
+        }
+    }
+
     /// The header lines that this status must or should bring along.
     const fn headers(self) -> &'static str {
         match self {
@@ -458,9 +466,10 @@ pub fn write_rejection(out: &mut impl BufMut, rejection: &Rejection) {
     let body_len = rejection.reason.len() + 1;
     let mut head = format!(
         "HTTP/1.1 {} {}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {body_len}\r\n\
-         Connection: close\r\n{}",
+         Connection: {}\r\n{}",
         status.code(),
         status.phrase(),
+        status.connection(),
         status.headers(),
     );
     if let Some(seconds) = rejection.retry_after_s {

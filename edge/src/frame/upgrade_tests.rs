@@ -280,7 +280,12 @@ fn rejections_say_how_long_they_are_and_that_they_close() {
         let text = String::from_utf8(out).unwrap();
         assert!(text.starts_with(&format!("HTTP/1.1 {code} ")), "{text}");
         assert!(text.contains("\r\nContent-Length: 9\r\n"), "{text}");
-        assert!(text.contains("\r\nConnection: close\r\n"), "{text}");
+        let connection = match code {
+            426 => "close, Upgrade",
+            _ => "close",
+        };
+        let connection = format!("\r\nConnection: {connection}\r\n");
+        assert!(text.contains(&connection), "{text}");
         assert!(text.contains(line), "{text}");
         assert!(text.ends_with("\r\n\r\nBecause.\n"), "{text}");
     }
