@@ -13,4 +13,9 @@
 
 pub mod echo;
 pub mod frame;
+pub mod hub;
+pub mod link;
+pub mod observe;
 pub mod ring;
+pub mod session;
+pub mod timers;

@@ -1,0 +1,105 @@
+//! The way to the core and back. Shards hand their operations to a [`CorePort`] once a turn; what
+//! the core sends is split by shard in [`EdgeRouter`] and put into the shards' inboxes, one wake
+//! for each batch and shard. Whether the core is in this process or behind gRPC shows only in
+//! [`manager`], which attaches and attaches anew.
+//!
+//! Invariants:
+//! 1. An attachment has a number. What a shard gets of an earlier one is delivered, but registers
+//!    nobody and grants nothing: sessions and credit are counted afresh on each attachment.
+//! 2. An inbox gets [`ToShard::LinkUp`] before anything that the core says about a session.
+//! 3. The inboxes are bounded by the credit that the edge grants: an operation's credit returns
+//!    when a shard has dealt with it.
+
+pub mod grpc;
+pub mod manager;
+pub mod router;
+pub mod shared;
+pub mod uplink;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crossbeam_channel::Sender;
+use parking_lot::Mutex;
+use trunkline_proto::ports::CorePort;
+
+use crate::hub::ShardOp;
+use crate::ring::Waker;
+use crate::session::{ClosedRecord, ConnInfo, State};
+use uplink::Credit;
+
+/// What a shard is told by other threads.
+pub enum ToShard {
+    /// A core is attached.
+    LinkUp {
+        attachment: u64,
+        credit: Arc<Credit>,
+        port: Arc<dyn CorePort>,
+    },
+    /// It is no longer.
+    LinkDown { attachment: u64 },
+    /// What the core sent.
+    Core {
+        attachment: u64,
+        ops: Vec<ShardOp>,
+        /// Credit to return when this is dealt with.
+        settles: u32,
+    },
+    /// Send everybody elsewhere.
+    Drain { budget_ms: u64 },
+    /// Close everything and end.
+    Stop,
+    /// Answer a debug page. A dropped sender is an answer too.
+    Conns {
+        state: Option<State>,
+        limit: usize,
+        answer: tokio::sync::oneshot::Sender<Vec<ConnInfo>>,
+    },
+    /// As above, of connections that ended.
+    Closed {
+        limit: usize,
+        answer: tokio::sync::oneshot::Sender<Vec<ClosedRecord>>,
+    },
+}
+
+/// The way into a shard.
+#[derive(Clone)]
+pub struct Inbox {
+    pub sender: Sender<ToShard>,
+    pub waker: Waker,
+}
+
+impl Inbox {
+    /// Puts `item` in and wakes the shard. A shard that has ended takes no more; nobody waits for it.
+    pub fn push(&self, item: ToShard) {
+        if self.sender.send(item).is_ok() {
+            self.waker.wake();
+        }
+    }
+}
+
+/// What the process knows of its link.
+#[derive(Debug, Default)]
+pub struct LinkState {
+    up: AtomicBool,
+    /// `core_time_ms` of the last batch that came.
+    core_time_ms: AtomicU64,
+    credit: Mutex<Option<Arc<Credit>>>,
+}
+
+impl LinkState {
+    /// Whether a core is attached.
+    pub fn is_up(&self) -> bool {
+        self.up.load(Ordering::Acquire)
+    }
+
+    /// Where the next attachment resumes.
+    pub fn core_time_ms(&self) -> u64 {
+        self.core_time_ms.load(Ordering::Acquire)
+    }
+
+    /// Operations that may still go up.
+    pub fn credit(&self) -> u64 {
+        self.credit.lock().as_ref().map_or(0, |c| c.available())
+    }
+}

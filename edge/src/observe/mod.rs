@@ -1,0 +1,3 @@
+//! What an operator sees: numbers, the admin pages.
+
+pub mod counters;
