@@ -12,8 +12,25 @@
 //! 5. Memory is bounded: operations by the edges' credit, conversations by
 //!    [`EngineConfig::conversations_cached_max`] and [`EngineConfig::dedup_entries_max`].
 
+mod cache;
+mod commit;
+mod conversation;
+mod dedup;
+mod fanout;
+mod gather;
+mod hash;
 mod machine;
+mod membership;
+mod read;
+mod receipts;
+mod registry;
+mod reply;
+mod send;
+mod sessions;
+mod slab;
 mod stats;
+mod views;
+mod work;
 
 pub use machine::Engine;
 pub use stats::EngineStats;
@@ -305,6 +322,8 @@ pub struct EngineConfig {
     pub conversations_cached_max: usize,
     /// Entries of all dedup windows together that may be kept for idle conversations.
     pub dedup_entries_max: usize,
+    /// Bytes, about, of the messages kept in memory for pages of idle conversations.
+    pub recent_bytes_max: usize,
     /// Operations queued in one open batch before sends are refused with `overloaded`.
     pub operations_open_max: usize,
     /// Delivered and read marks reach the store at the latest after this.
@@ -320,6 +339,7 @@ impl Default for EngineConfig {
             send_burst: trunkline_proto::limits::SEND_BURST,
             conversations_cached_max: 100_000,
             dedup_entries_max: 4_000_000,
+            recent_bytes_max: 512 << 20,
             operations_open_max: 65_536,
             watermark_flush_ms: 200,
         }
