@@ -100,8 +100,9 @@ async function chat(config, user, pasted) {
   const page = new Page(model);
   root.replaceChildren(page.element);
   await model.start();
-  page.route();
 }
+
+const hashId = () => /^#\/c\/([0-9a-f-]{36})$/.exec(location.hash)?.[1] ?? null;
 
 class Page {
   #model;
@@ -128,7 +129,12 @@ class Page {
   #listen() {
     const { client } = this.#model;
     this.#model.on('problem', toast);
-    this.#model.on('list', () => this.#title());
+    this.#model.on('list', () => {
+      // The conversation in the address may only now be known.
+      const asked = hashId();
+      if (asked && asked !== this.#model.openId && this.#model.conversations.has(asked)) this.route();
+      this.#title();
+    });
     window.addEventListener('hashchange', () => this.route());
     window.addEventListener('online', () => this.#awake());
     document.addEventListener('visibilitychange', () => document.visibilityState === 'visible' && this.#awake());
@@ -154,7 +160,7 @@ class Page {
 
   /** Shows what the address says. */
   route() {
-    const id = /^#\/c\/([0-9a-f-]{36})$/.exec(location.hash)?.[1] ?? null;
+    const id = hashId();
     const known = id && this.#model.conversations.has(id) ? id : null;
     const closing = this.#model.openId && !known;
     if (known !== this.#model.openId) this.#model.select(known);

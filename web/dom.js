@@ -57,11 +57,12 @@ export function icon(name) {
 export const iconButton = (label, name, onClick, cls = '') =>
   h('button', { type: 'button', class: `icon-button ${cls}`, title: label, aria: { label }, on: { click: onClick } }, icon(name));
 
-/** A stable hue for a name (FNV-1a, then spread around the wheel). */
+/** A stable hue for a name, one of 24 around the wheel (FNV-1a with a seed that keeps common names apart). */
 export function hueOf(name) {
-  let hash = 0x811c9dc5;
+  let hash = 0x9e3779b9;
   for (const char of name) hash = Math.imul(hash ^ char.codePointAt(0), 0x01000193);
-  return ((hash >>> 0) * 137.508) % 360;
+  hash ^= hash >>> 15;
+  return ((hash >>> 0) % 24) * 15;
 }
 
 /** Up to two letters that stand for a name. */
@@ -74,11 +75,11 @@ export function initials(name) {
 /** @param {string} name @param {{group?: boolean, online?: boolean}} [look] */
 export function avatar(name, { group = false, online = false } = {}) {
   const el = h('span', { class: `avatar${group ? ' avatar-group' : ''}${online ? ' is-online' : ''}`, aria: { hidden: 'true' } }, initials(name));
-  el.style.setProperty('--hue', hueOf(name).toFixed(0));
+  el.style.setProperty('--hue', String(hueOf(name)));
   return el;
 }
 
-const timeFormat = new Intl.DateTimeFormat(undefined, { hour: '2-digit', minute: '2-digit' });
+const timeFormat = new Intl.DateTimeFormat(undefined, { hour: 'numeric', minute: '2-digit' });
 const weekdayFormat = new Intl.DateTimeFormat(undefined, { weekday: 'long' });
 const shortDayFormat = new Intl.DateTimeFormat(undefined, { day: 'numeric', month: 'short' });
 const dayFormat = new Intl.DateTimeFormat(undefined, { weekday: 'long', day: 'numeric', month: 'long' });
@@ -159,6 +160,7 @@ export function linkify(text) {
 /** A short notice that leaves by itself. @param {string} text */
 export function toast(text) {
   const region = document.getElementById('toasts');
+  for (const shown of [...region.children]) if (shown.textContent === text) shown.remove();
   if (region.children.length >= 3) region.firstElementChild.remove();
   const el = h('div', { class: 'toast' }, icon('alert'), h('span', {}, text));
   region.append(el);

@@ -19,6 +19,10 @@ export const KEEP_LINES = 300;
 /** Lines a conversation holds at most; scrolling back ends there. */
 export const MAX_LINES = 5_000;
 const HISTORY_PAGE = 40;
+/** Longest the connection waits for the list at start. */
+const LIST_PATIENCE_MS = 2_000;
+/** Conversations at the top of the list whose ticks are looked up without being opened. */
+const TICKED = 12;
 const TYPING_MS = 6_000;
 const REFRESH_DELAY_MS = 150;
 const MAX_WATCHED = 100;
@@ -41,6 +45,7 @@ const MAX_WATCHED = 100;
  * @property {'idle' | 'loading' | 'ready'} history
  * @property {boolean} more older lines exist
  * @property {Map<string, {delivered: number, read: number}>} marks of the other members
+ * @property {boolean} marked `marks` were loaded, not only heard of
  * @property {{delivered: {seq: number, count: number}, read: {seq: number, count: number}}} tally for large groups
  * @property {Map<string, number>} typing user to end time
  * @property {boolean} local not (yet) known by the server
@@ -52,7 +57,7 @@ const MAX_WATCHED = 100;
 /** @returns {Conversation} */
 const blank = (id) => ({
   id, kind: 'group', title: '', peer: null, role: 'member', memberCount: 2, headSeq: 0, unread: 0, countedSeq: 0, readSeq: 0,
-  last: null, activity: 0, lines: [], history: 'idle', more: false, marks: new Map(),
+  last: null, activity: 0, lines: [], history: 'idle', more: false, marks: new Map(), marked: false,
   tally: { delivered: { seq: 0, count: 0 }, read: { seq: 0, count: 0 } }, typing: new Map(), local: true, gone: false, draft: '', dividerSeq: 0,
 });
 
@@ -78,13 +83,17 @@ export class Model extends Emitter {
     client.on('conversation', (frame) => this.#onConversation(frame));
     client.on('reset', ({ conversationId }) => this.#restart(conversationId));
     client.on('connected', () => this.#onConnected());
+    client.on('state', () => {
+      this.emit('list');
+      if (this.openId) this.emit('thread', this.openId);
+    });
     client.on('error', (error) => this.#onError(error));
   }
 
   /** Loads the list, then connects; the list may fail, the connection then brings it. */
   async start() {
     for (const entry of this.client.pending()) if (entry.conversationId) this.#stubFor(entry);
-    await this.refresh();
+    await Promise.race([this.refresh(), new Promise((resolve) => setTimeout(resolve, LIST_PATIENCE_MS))]);
     this.client.connect();
   }
 
@@ -94,7 +103,13 @@ export class Model extends Emitter {
   }
 
   name(conv) {
-    return conv.kind === 'direct' ? conv.peer ?? 'Direct chat' : conv.title || 'Untitled group';
+    if (conv.kind !== 'direct') return conv.title || 'Untitled group';
+    return conv.peer ?? (conv.memberCount === 1 ? `${this.me} (you)` : 'Direct chat');
+  }
+
+  /** What is known of a user's presence; nothing while we are offline ourselves. */
+  presenceOf(user) {
+    return this.client.online ? this.presence.get(user) : undefined;
   }
 
   /** Newest activity first. */
@@ -126,6 +141,7 @@ export class Model extends Emitter {
     }
     this.emit('list');
     this.#watchPeers();
+    for (const conv of this.sorted().slice(0, TICKED)) if (!conv.marked && conv.last?.sender_id === this.me) this.loadReceipts(conv);
   }
 
   #refreshSoon() {
@@ -153,7 +169,7 @@ export class Model extends Emitter {
     }
     this.#noteLast(conv, item.last_message);
     conv.headSeq = Math.max(conv.headSeq, head);
-    conv.activity = Math.max(conv.activity, conv.last?.ts ?? 0, item.created_at ?? 0);
+    conv.activity = Math.max(conv.activity, conv.last?.ts ?? item.created_at ?? 0);
     this.client.follow(conv.id, head);
     if (head > (item.delivered_seq ?? head)) this.client.markDelivered(conv.id, head);
     return conv;
@@ -304,8 +320,10 @@ export class Model extends Emitter {
     if (conv.local || conv.gone || conv.headSeq === 0) return;
     try {
       const answer = await this.client.receipts(conv.id, conv.headSeq);
+      conv.marked = true;
       for (const w of answer.watermarks ?? []) this.#mark(conv, w.user_id, w.delivered_seq ?? 0, w.read_seq ?? 0);
       this.emit('thread', conv.id);
+      this.emit('list');
     } catch {
       // Ticks then show what receipts tell from now on.
     }
@@ -359,7 +377,7 @@ export class Model extends Emitter {
   }
 
   #onOutbox(entry, change, error) {
-    if (change === 'failed') this.emit('problem', `A message was not sent: ${error?.message || entry.error}`);
+    if (change === 'failed' && entry.conversationId !== this.openId) this.emit('problem', `A message was not sent: ${error?.message || entry.error}`);
     this.emit('thread', entry.conversationId);
     this.emit('list');
   }

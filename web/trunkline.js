@@ -36,8 +36,10 @@ const BACKLOG_POLL_MS = 100;
 /** A refused send waits at least this long, whatever the dice say. */
 const MIN_RESEND_MS = 250;
 const RETRYABLE = new Set(['rate_limited', 'overloaded', 'unavailable']);
-/** Frames without which a client works as well: their errors aren't the application's. */
-const OPTIONAL_FRAME_ID = 'optional';
+/** Frames a client works as well without, by the `id` they carry: errors about them aren't the application's. */
+const TYPING_ID = 'optional:typing';
+const WATCH_ID = 'optional:watch';
+const NOT_THERE = new Set(['not_implemented', 'unknown_frame']);
 
 /**
  * @typedef {object} Message
@@ -98,6 +100,7 @@ export class TrunklineClient extends Emitter {
   #sendTimers = new Map();
   #backoffs = new Map();
   #pumpTimer = null;
+  #missing = new Set();
 
   /** @param {ClientOptions} options */
   constructor(options) {
@@ -230,17 +233,22 @@ export class TrunklineClient extends Emitter {
 
   /** @param {string} conversationId @param {boolean} active */
   typing(conversationId, active) {
-    this.#link.send({ type: 'typing', id: OPTIONAL_FRAME_ID, conversation_id: conversationId, active });
+    this.#sendOptional({ type: 'typing', id: TYPING_ID, conversation_id: conversationId, active });
   }
 
   /** Asks for the presence of up to 100 users, now and on change. @param {string[]} users */
   watch(users) {
-    this.#link.send({ type: 'watch', id: OPTIONAL_FRAME_ID, users });
+    this.#sendOptional({ type: 'watch', id: WATCH_ID, users });
   }
 
   /** @param {string[]} users */
   unwatch(users) {
-    this.#link.send({ type: 'unwatch', id: OPTIONAL_FRAME_ID, users });
+    this.#sendOptional({ type: 'unwatch', id: WATCH_ID, users });
+  }
+
+  /** A server that lacks a feature is asked once per connection, not again and again. */
+  #sendOptional(frame) {
+    if (!this.#missing.has(frame.id)) this.#link.send(frame);
   }
 
   // ---- conversations and history --------------------------------------------------------------------------
@@ -302,6 +310,7 @@ export class TrunklineClient extends Emitter {
   #onUp(frame) {
     this.userId = frame.user_id ?? this.userId;
     this.limits = { ...this.limits, ...frame.limits };
+    this.#missing.clear();
     this.emit('connected', frame);
     // Resend first: what was accepted before the loss is acked before the sync could show it as news.
     this.#pump();
@@ -371,12 +380,28 @@ export class TrunklineClient extends Emitter {
     const error = TrunklineError.fromFrame(frame);
     const sent = this.#outbox.get(frame.id) ?? this.#outbox.get(frame.client_msg_id);
     if (sent) return this.#onSendError(sent, error);
-    if (frame.id === OPTIONAL_FRAME_ID) return undefined;
+    if (frame.id === TYPING_ID || frame.id === WATCH_ID) {
+      if (NOT_THERE.has(error.code)) this.#missing.add(frame.id);
+      return undefined;
+    }
+    if (error.code === 'unavailable' && !frame.id && !frame.client_msg_id && !frame.conversation_id) this.#allUnanswered(error);
     const request = this.#requests.get(frame.id);
     if ((!request || request.onPage) && this.#follower.syncError(error)) return undefined;
     if (!request) return this.emit('error', error);
     this.#forgetRequest(frame.id);
     return request.reject(error);
+  }
+
+  /** The server lost track of what it was doing for us: of all that is under way, the outcome is unknown. */
+  #allUnanswered(error) {
+    for (const clientMsgId of [...this.#sendTimers.keys()]) {
+      const entry = this.#outbox.get(clientMsgId);
+      if (entry) this.#onSendError(entry, error);
+    }
+    for (const [id, request] of [...this.#requests]) {
+      this.#forgetRequest(id);
+      request.reject(error);
+    }
   }
 
   // ---- requests -----------------------------------------------------------------------------------------

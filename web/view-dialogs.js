@@ -158,7 +158,7 @@ export function groupDialog(model, id) {
     model.emit('thread', id);
   };
   const memberRow = ({ user_id: user, role }, manages) => h('li', { class: 'member' },
-    avatar(user, { online: Boolean(model.presence.get(user)?.online) }),
+    avatar(user, { online: Boolean(model.presenceOf(user)?.online) }),
     h('span', { class: 'member-name' }, user, user === me ? h('span', { class: 'muted' }, ' (you)') : null),
     role === 'member' ? null : h('span', { class: 'role' }, role),
     manages && user !== me && role !== 'owner' ? iconButton(`Remove ${user}`, 'close', (e) => busy(e.currentTarget, () => client.removeMember(id, user).then(load))) : null);
@@ -183,7 +183,11 @@ export function groupDialog(model, id) {
       dialog.close();
     });
   };
-  const off = model.on('members', (changed) => changed === id && load().catch(() => {}));
+  const off = model.on('members', (changed) => {
+    if (changed !== id) return;
+    if (conv.gone) dialog.close();
+    else load().catch(() => {}); // Shown as it was; the next change tries again.
+  });
   const dialog = modal(model.name(conv), h('div', { class: 'dialog-body' }, addForm, list, h('footer', {}, leave)));
   dialog.addEventListener('close', off);
   load().catch((error) => toast(`The members could not be loaded: ${error.message}`));

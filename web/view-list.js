@@ -95,15 +95,16 @@ export class ListView {
       mark = waiting.state === 'failed' ? 'failed' : 'sending';
     } else if (last) {
       const mine = last.sender_id === model.me;
-      text = mine || conv.kind === 'direct' ? last.content : `${last.sender_id}: ${last.content}`;
-      if (mine) mark = model.progress(conv, last.seq).state;
+      const content = last.content || last.media?.name || 'Attachment';
+      text = mine ? `You: ${content}` : conv.kind === 'direct' ? content : `${last.sender_id}: ${content}`;
+      if (mine && conv.marked) mark = model.progress(conv, last.seq).state;
     } else {
       text = conv.gone ? 'You left this group' : 'No messages yet';
     }
     return {
       name: model.name(conv), group: conv.kind !== 'direct', text: text.slice(0, 160), mark,
       time: conv.last || waiting ? shortTime(conv.activity) : '', at: conv.activity, unread: conv.unread, gone: conv.gone,
-      online: conv.kind === 'direct' && Boolean(model.presence.get(conv.peer)?.online), open: conv.id === model.openId,
+      online: conv.kind === 'direct' && Boolean(model.presenceOf(conv.peer)?.online), open: conv.id === model.openId,
     };
   }
 

@@ -50,7 +50,7 @@ export class ThreadView {
   #build() {
     const actions = this.#actions;
     this.head = h('div', { class: 'thread-head' });
-    this.lines = h('div', { class: 'lines', role: 'list' });
+    this.lines = h('div', { class: 'lines', role: 'log', aria: { live: 'off', label: 'Conversation' } });
     this.above = h('div', { class: 'above' });
     this.scroller = h('div', { class: 'scroller', tabindex: '0', role: 'region', aria: { label: 'Messages' }, on: { scroll: () => this.#onScroll() } }, this.above, this.lines);
     this.jumpCount = h('span', { class: 'badge' });
@@ -123,7 +123,7 @@ export class ThreadView {
     const model = this.#model;
     const name = model.name(conv);
     const typists = model.typists(conv);
-    const online = conv.kind === 'direct' && model.presence.get(conv.peer);
+    const online = conv.kind === 'direct' && model.presenceOf(conv.peer);
     let sub = conv.kind === 'direct' ? '' : `${conv.memberCount} member${conv.memberCount === 1 ? '' : 's'}`;
     if (online) sub = online.online ? 'online' : online.lastSeen ? `last seen ${shortTime(online.lastSeen)}` : '';
     if (typists.length > 0) sub = conv.kind === 'direct' ? 'typing…' : `${typists.slice(0, 3).join(', ')} ${typists.length > 1 ? 'are' : 'is'} typing…`;
@@ -194,7 +194,7 @@ export class ThreadView {
     const classes = `row ${item.mine ? 'mine' : 'theirs'}${item.first ? ' first' : ''}${item.last ? ' last' : ''}${item.state === 'failed' ? ' failed' : ''}${showName ? ' named' : ''}`;
     const name = h('div', { class: 'sender' }, item.from);
     if (showName) name.style.setProperty('--hue', avatar(item.from).style.getPropertyValue('--hue'));
-    return h('div', { class: classes, role: 'listitem', data: { seq: String(item.seq) } },
+    return h('div', { class: classes, data: { seq: String(item.seq) } },
       showName && item.last ? avatar(item.from) : null,
       h('div', { class: 'bubble' },
         h('span', { class: 'visually-hidden' }, `${item.mine ? 'You' : item.from}: `),
@@ -228,6 +228,8 @@ export class ThreadView {
     if (conv.id !== this.#shownId || message.sender_id === this.#model.me) return;
     this.live.textContent = `${message.sender_id}: ${message.content}`;
     if (!this.#atBottom) this.#unseen += 1;
+    // Came in while nobody looked: on return the divider shows where to go on.
+    if (!document.hasFocus() && conv.unread === 1) conv.dividerSeq = message.seq - 1;
   }
 
   // ---- scrolling and reading --------------------------------------------------------------------------------
@@ -306,6 +308,12 @@ export class ThreadView {
       this.#typingSent = now;
       this.#model.client.typing(conv.id, true);
     }
+    if (conv && this.input.value === '') this.#stopTyping(conv);
+  }
+
+  #stopTyping(conv) {
+    if (this.#typingSent > 0) this.#model.client.typing(conv.id, false);
+    this.#typingSent = 0;
   }
 
   #fit() {
@@ -331,8 +339,7 @@ export class ThreadView {
     const text = this.input.value.trim();
     this.input.value = '';
     conv.draft = '';
-    if (this.#typingSent > 0 && !conv.local) this.#model.client.typing(conv.id, false);
-    this.#typingSent = 0;
+    this.#stopTyping(conv);
     this.#atBottom = true;
     this.#model.send(conv, text);
     this.#fit();

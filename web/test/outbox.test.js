@@ -130,6 +130,31 @@ test('unavailable backs off longer each time and never lets a later message over
   }
 });
 
+test('an unavailable that names nothing is about everything under way', async () => {
+  const { client, clock, server } = await connected();
+  client.send({ conversationId: CONV, content: 'a' });
+  client.send({ conversationId: 'other', content: 'b' });
+  const history = client.fetchBefore(CONV, 9);
+  const first = server.socket.take('send_message');
+  server.socket.push({ type: 'error', code: 'unavailable', message: 'the link broke' });
+  await assert.rejects(history, { code: 'unavailable' });
+  await clock.advance(1_000);
+  const second = server.socket.take('send_message');
+  assert.deepEqual(second.map((f) => f.client_msg_id), first.map((f) => f.client_msg_id));
+});
+
+test('a feature the server lacks is asked for once and troubles nobody', async () => {
+  const { client, server, log } = await connected();
+  client.typing(CONV, true);
+  const [typing] = server.socket.take('typing');
+  server.socket.push({ type: 'error', id: typing.id, code: 'not_implemented', message: '' });
+  client.typing(CONV, true);
+  client.watch(['bob']);
+  assert.deepEqual(server.socket.take('typing'), []);
+  assert.equal(server.socket.take('watch').length, 1);
+  assert.deepEqual(log.errors, []);
+});
+
 test('no ack in time: sent again with the same id', async () => {
   const { client, clock, server } = await connected();
   client.send({ conversationId: CONV, content: 'x' });
