@@ -127,6 +127,8 @@ export class ThreadView {
     let sub = conv.kind === 'direct' ? '' : `${conv.memberCount} member${conv.memberCount === 1 ? '' : 's'}`;
     if (online) sub = online.online ? 'online' : online.lastSeen ? `last seen ${shortTime(online.lastSeen)}` : '';
     if (typists.length > 0) sub = conv.kind === 'direct' ? 'typing…' : `${typists.slice(0, 3).join(', ')} ${typists.length > 1 ? 'are' : 'is'} typing…`;
+    const { state } = model.client.state;
+    if (state !== 'online') sub = state === 'terminal' ? 'Disconnected' : state === 'waiting' ? 'Waiting for the connection…' : 'Connecting…';
     const signature = JSON.stringify([conv.id, name, sub, conv.gone, Boolean(online?.online)]);
     if (this.head.dataset.signature === signature) return;
     this.head.dataset.signature = signature;
