@@ -62,6 +62,9 @@ on_every_driver!(
     closed_listeners_refuse,
     a_second_send_of_a_turn_closes,
     idle_time_is_told_from_work,
+    tiny_queues_lose_nothing,
+    a_dropped_driver_lets_go,
+    sends_to_the_vanished_end_in_closed,
 );
 
 /// More than the kernel buffers for a connection whose peer does not read.
@@ -626,5 +629,76 @@ mod cases {
         let idle = shard.stats().idle_ns - before.idle_ns;
         assert!(idle > 40_000_000, "{idle} ns of 50 ms");
         assert!(shard.stats().kernel_ns - before.kernel_ns < 40_000_000);
+    }
+
+    pub fn tiny_queues_lose_nothing(kind: Kind) {
+        let mut shard = Shard::echoing(
+            kind,
+            DriverConfig {
+                sq_entries: 2,
+                cq_entries: 4,
+                buffers: 64,
+                buffer_size: 512,
+                ..DriverConfig::default()
+            },
+        );
+        let address = shard.address;
+        let peers: Vec<_> = (0..24)
+            .map(|seed| {
+                std::thread::spawn(move || {
+                    let data = pattern(100_000, seed);
+                    let stream = TcpStream::connect(address).unwrap();
+                    exchange(stream, data.clone(), 4_096) == data
+                })
+            })
+            .collect();
+        for peer in peers {
+            assert!(shard.serve(peer), "{kind:?}: a stream came back changed");
+        }
+        shard.until("all closed", |shard| shard.live().is_empty());
+        let stats = shard.stats();
+        assert_eq!((stats.accepted, stats.closed), (24, 24));
+        assert_eq!(stats.bytes_sent, 2_400_000);
+    }
+
+    pub fn a_dropped_driver_lets_go(kind: Kind) {
+        let mut shard = Shard::new(kind);
+        let (mut peer, _conn) = shard.pair();
+        let address = shard.address;
+        drop(shard);
+        let refused = TcpStream::connect(address).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        // FIN or reset, but not silence. From a thread of its own: taking a ring apart interrupts
+        // the system calls of the thread that had it.
+        let reading = std::thread::spawn(move || peer.read(&mut [0; 8]));
+        match reading.join().unwrap() {
+            Ok(count) => assert_eq!(count, 0),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+        }
+    }
+
+    pub fn sends_to_the_vanished_end_in_closed(kind: Kind) {
+        let mut shard = Shard::new(kind);
+        let (peer, conn) = shard.pair();
+        peer.shutdown(Shutdown::Write).unwrap();
+        shard.until_seen(&Seen::Eof(conn));
+        drop(peer);
+        // The first send is answered by a reset, a later one meets it.
+        shard.until("Closed", |shard| {
+            if !shard.is_blocked(conn) {
+                shard
+                    .driver
+                    .send(conn, Bytes::from_static(b"anybody there?"));
+            }
+            shard.closed(conn).is_some()
+        });
+        let error = shard.closed(conn).unwrap();
+        assert!(
+            matches!(
+                error,
+                Some(io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+            ),
+            "{error:?}"
+        );
     }
 }

@@ -187,4 +187,60 @@ mod tests {
         }
         assert!("kqueue".parse::<DriverChoice>().is_err());
     }
+
+    #[test]
+    fn auto_takes_epoll_where_a_ring_cannot_be_had() {
+        let config = DriverConfig {
+            slots_max: (nofile_limit() + 1).min(1 << 22) as u32,
+            ..DriverConfig::default()
+        };
+        assert!(matches!(
+            open(DriverChoice::Uring, &config),
+            Err(OpenError::Uring(RingInitError::TableTooLarge { .. }))
+        ));
+        let driver = open(DriverChoice::Auto, &config).unwrap();
+        assert_eq!(driver.name(), "epoll");
+        assert!(u64::from(driver.slots_max()) < nofile_limit());
+    }
+
+    #[test]
+    fn auto_takes_epoll_under_a_seccomp_profile() {
+        // The filter holds for its thread alone, and for good: hence a thread of its own.
+        std::thread::spawn(|| {
+            forbid(libc::SYS_io_uring_setup as u32);
+            let config = DriverConfig::default();
+            assert!(matches!(
+                open(DriverChoice::Uring, &config),
+                Err(OpenError::Uring(RingInitError::Forbidden(_)))
+            ));
+            assert_eq!(open(DriverChoice::Auto, &config).unwrap().name(), "epoll");
+        })
+        .join()
+        .unwrap();
+    }
+
+    /// Has a system call fail with EPERM on this thread, as container runtimes do.
+    fn forbid(number: u32) {
+        const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+        const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+        const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+        let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+        let mut filter = [
+            // The first word of the filter's data is the number of the call.
+            step(LOAD, 0, 0, 0),
+            step(EQUAL, 0, 1, number),
+            step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+            step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog {
+            len: filter.len() as u16,
+            filter: filter.as_mut_ptr(),
+        };
+        // SAFETY: the program lives through the call, which copies it.
+        let result = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+            libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program)
+        };
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    }
 }
