@@ -1,1 +1,7 @@
-//! client
+//! x
+pub mod backoff;
+pub mod event;
+pub mod inbox;
+pub mod machine;
+pub mod marks;
+pub mod outbox;
