@@ -13,6 +13,7 @@
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 pub mod embedded;
+mod journal;
 mod keys;
 mod open;
 mod rows;

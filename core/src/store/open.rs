@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use fjall::config::{CompressionPolicy, FilterPolicy};
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
+use super::journal;
+
 /// The schema that this build writes. Raised when an older build must not touch the directory.
 pub(super) const SCHEMA_VERSION: u64 = 1;
 
@@ -125,7 +127,7 @@ pub(super) fn open(dir: &Path, options: &EmbeddedOptions) -> Result<Opened, Open
         create(dir, options)?;
     }
     let damaged = |error: fjall::Error| damaged(dir, error);
-    let database = open_database(&path, options).map_err(damaged)?;
+    let database = open_or_mend(&path, options)?.map_err(damaged)?;
     // First of all keyspaces, so that nothing is added to a directory of a newer version.
     let meta = meta_keyspace(&database).map_err(damaged)?;
     check_schema(dir, &meta)?;
@@ -216,6 +218,25 @@ fn open_database(path: &Path, options: &EmbeddedOptions) -> fjall::Result<Databa
         .max_cached_files(Some(OPEN_FILES_MAX))
         .worker_threads(options.workers)
         .open()
+}
+
+/// Opens the database, and if its journal ends in a torn batch, does so without that batch.
+fn open_or_mend(
+    path: &Path,
+    options: &EmbeddedOptions,
+) -> Result<fjall::Result<Database>, OpenError> {
+    let opened = open_database(path, options);
+    let Err(fjall::Error::JournalRecovery(reason)) = &opened else {
+        return Ok(opened);
+    };
+    let Some(kept) = journal::cut_torn_batch(path).map_err(io(path))? else {
+        return Ok(opened);
+    };
+    tracing::warn!(
+        path = %path.display(), ?reason, kept,
+        "cut off a batch that was never committed: power was lost while it was written"
+    );
+    Ok(open_database(path, options))
 }
 
 fn check_schema(dir: &Path, meta: &Keyspace) -> Result<(), OpenError> {
