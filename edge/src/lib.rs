@@ -9,13 +9,18 @@
 //! 5. [`hub`]: one item from the core to many local sockets
 //! 6. [`observe`]: metrics and the admin pages
 //!
+//! [`shard`] is the loop that turns events into inputs and actions into calls, [`timers`] its wheel,
+//! [`node`] the threads, listeners and the link of a whole process.
+//!
 //! [`echo`] is a second use of the first two: an echo server for conformance suites.
 
 pub mod echo;
 pub mod frame;
 pub mod hub;
 pub mod link;
+pub mod node;
 pub mod observe;
 pub mod ring;
 pub mod session;
+pub mod shard;
 pub mod timers;

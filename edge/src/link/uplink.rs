@@ -159,6 +159,12 @@ impl Uplink {
         true
     }
 
+    /// Whether there is something to announce and credit for it.
+    pub fn can_advance(&self) -> bool {
+        let waits = self.announce_from.is_some() || !self.backlog.is_empty();
+        waits && self.credit.as_ref().is_some_and(|c| c.available() > 0)
+    }
+
     /// Announcements that wait.
     pub fn backlog(&self) -> usize {
         self.backlog.len()

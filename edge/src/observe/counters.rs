@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use trunkline_proto::client::ClientBody;
 use trunkline_proto::codes::Close;
 
+use crate::ring::DriverStats;
 use crate::session::{Class, End, State, Transport};
 
 /// How old the published numbers of a busy shard can be.
@@ -261,24 +262,66 @@ impl Counters {
     }
 }
 
+/// What a shard's loop did with its time, and its driver's counts: see [`DriverStats`].
+pub const DRIVER_NUMBERS: [(&str, &str); 13] = [
+    ("loop_seconds", "state=\"kernel\""),
+    ("loop_seconds", "state=\"idle\""),
+    ("loop_seconds", "state=\"work\""),
+    ("ring_accepted", ""),
+    ("ring_accept_refused", ""),
+    ("ring_closed", ""),
+    ("ring_received_bytes", ""),
+    ("ring_sent_bytes", ""),
+    ("ring_sends", ""),
+    ("ring_sends_blocked", ""),
+    ("ring_buffers_exhausted", ""),
+    ("ring_cq_overflow", ""),
+    ("ring_enters", ""),
+];
+
+/// The first of [`DRIVER_NUMBERS`] are times in ns; the rest are counts.
+pub const DRIVER_TIMES: usize = 3;
+
+fn driver_values(stats: &DriverStats, elapsed_ns: u64) -> [u64; DRIVER_NUMBERS.len()] {
+    [
+        stats.kernel_ns,
+        stats.idle_ns,
+        elapsed_ns.saturating_sub(stats.kernel_ns + stats.idle_ns),
+        stats.accepted,
+        stats.accept_refused,
+        stats.closed,
+        stats.bytes_received,
+        stats.bytes_sent,
+        stats.sends,
+        stats.sends_blocked,
+        stats.buffers_exhausted,
+        stats.cq_overflow,
+        stats.enters,
+    ]
+}
+
 /// The copy that other threads read. Each number is whole; two of them may be of different turns.
 #[derive(Debug)]
 pub struct Published {
     values: [AtomicU64; NUMBERS],
+    driver: [AtomicU64; DRIVER_NUMBERS.len()],
 }
 
 impl Default for Published {
     fn default() -> Self {
         Self {
             values: [const { AtomicU64::new(0) }; NUMBERS],
+            driver: [const { AtomicU64::new(0) }; DRIVER_NUMBERS.len()],
         }
     }
 }
 
 impl Published {
     /// Called by the shard's thread alone.
-    pub fn publish(&self, counters: &Counters) {
-        for (to, from) in self.values.iter().zip(counters.values) {
+    pub fn publish(&self, counters: &Counters, stats: &DriverStats, elapsed_ns: u64) {
+        let driver = driver_values(stats, elapsed_ns);
+        let values = self.values.iter().zip(counters.values);
+        for (to, from) in values.chain(self.driver.iter().zip(driver)) {
             to.store(from, Ordering::Relaxed);
         }
     }
@@ -291,5 +334,10 @@ impl Published {
     /// By index into [`TABLE`].
     pub fn at(&self, index: usize) -> u64 {
         self.values[index].load(Ordering::Relaxed)
+    }
+
+    /// By index into [`DRIVER_NUMBERS`].
+    pub fn driver_at(&self, index: usize) -> u64 {
+        self.driver[index].load(Ordering::Relaxed)
     }
 }

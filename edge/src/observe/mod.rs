@@ -1,3 +1,156 @@
-//! What an operator sees: numbers, the admin pages.
+//! What an operator sees of an edge: numbers in the Prometheus text format, and the admin pages.
+//! Shards publish their numbers; nothing here takes a lock that a shard waits for.
 
+pub mod admin;
 pub mod counters;
+
+use std::fmt::Write as _;
+
+use counters::{DRIVER_NUMBERS, DRIVER_TIMES, Family, Kind, NUMBERS, Published, TABLE};
+
+/// Before every name.
+const PREFIX: &str = "trunkline_edge_";
+
+/// Numbers of the process rather than of its shards.
+#[derive(Clone, Copy, Debug)]
+pub struct ProcessNumbers {
+    pub link_up: bool,
+    pub credit: u64,
+    pub draining: bool,
+}
+
+/// Appends all numbers: sums over the shards, but for what the loops and their drivers did, which
+/// bears a `shard` label.
+pub fn encode(shards: &[&Published], process: ProcessNumbers, out: &mut String) {
+    let mut last = "";
+    for (index, (family, labels)) in TABLE.iter().enumerate().take(NUMBERS) {
+        if family.name != last {
+            head(out, family);
+            last = family.name;
+        }
+        let sum: u64 = shards.iter().map(|shard| shard.at(index)).sum();
+        sample(out, family, labels, &sum.to_string());
+    }
+    encode_drivers(shards, out);
+    for (name, help, value) in [
+        ("link_up", "Whether a core is attached.", u64::from(process.link_up)),
+        ("link_credit", "Operations that may still go up.", process.credit),
+        ("draining", "Whether new connections are refused.", u64::from(process.draining)),
+        ("shards", "Shards that run.", shards.len() as u64),
+    ] {
+        let family = Family {
+            kind: Kind::Gauge,
+            name,
+            help,
+        };
+        head(out, &family);
+        sample(out, &family, "", &value.to_string());
+    }
+}
+
+fn encode_drivers(shards: &[&Published], out: &mut String) {
+    let mut last = "";
+    for (index, (name, labels)) in DRIVER_NUMBERS.into_iter().enumerate() {
+        let is_time = index < DRIVER_TIMES;
+        let family = Family {
+            kind: Kind::Counter,
+            name,
+            help: if is_time {
+                "Time of the shard's loop."
+            } else {
+                "Counts of the shard's driver."
+            },
+        };
+        if name != last {
+            head(out, &family);
+            last = name;
+        }
+        for (number, shard) in shards.iter().enumerate() {
+            let value = shard.driver_at(index);
+            let value = if is_time {
+                format!("{}.{:09}", value / 1_000_000_000, value % 1_000_000_000)
+            } else {
+                value.to_string()
+            };
+            let comma = if labels.is_empty() { "" } else { "," };
+            let labels = format!("{labels}{comma}shard=\"{number}\"");
+            sample(out, &family, &labels, &value);
+        }
+    }
+}
+
+// Writing to a String cannot fail.
+fn head(out: &mut String, family: &Family) {
+    let (name, help) = (family.name, family.help);
+    let (kind, total) = kind(family);
+    let _ = writeln!(out, "# HELP {PREFIX}{name}{total} {help}");
+    let _ = writeln!(out, "# TYPE {PREFIX}{name}{total} {kind}");
+}
+
+fn sample(out: &mut String, family: &Family, labels: &str, value: &str) {
+    let (_, total) = kind(family);
+    let name = family.name;
+    let _ = if labels.is_empty() {
+        writeln!(out, "{PREFIX}{name}{total} {value}")
+    } else {
+        writeln!(out, "{PREFIX}{name}{total}{{{labels}}} {value}")
+    };
+}
+
+const fn kind(family: &Family) -> (&'static str, &'static str) {
+    match family.kind {
+        Kind::Counter => ("counter", "_total"),
+        Kind::Gauge => ("gauge", ""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::counters::{Counters, Number};
+    use super::*;
+    use crate::ring::DriverStats;
+
+    #[test]
+    fn every_family_has_one_head_and_shards_are_summed() {
+        let shards = [Published::default(), Published::default()];
+        let mut counters = Counters::default();
+        counters.add(Number::BytesIn, 40);
+        counters.add(Number::TcpLive, 1);
+        let stats = DriverStats {
+            enters: 3,
+            idle_ns: 1_500_000_000,
+            ..DriverStats::default()
+        };
+        for shard in &shards {
+            shard.publish(&counters, &stats, 2_000_000_000);
+        }
+        let process = ProcessNumbers {
+            link_up: true,
+            credit: 7,
+            draining: false,
+        };
+        let mut text = String::new();
+        encode(&[&shards[0], &shards[1]], process, &mut text);
+        for line in [
+            "trunkline_edge_received_bytes_total 80",
+            "trunkline_edge_sockets{state=\"live\",transport=\"tcp\"} 2",
+            "trunkline_edge_loop_seconds_total{state=\"idle\",shard=\"1\"} 1.500000000",
+            "trunkline_edge_loop_seconds_total{state=\"work\",shard=\"0\"} 0.500000000",
+            "trunkline_edge_ring_enters_total{shard=\"0\"} 3",
+            "trunkline_edge_link_up 1",
+            "# TYPE trunkline_edge_closes_total counter",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
+        let heads: Vec<&str> = text.lines().filter(|l| l.starts_with("# TYPE")).collect();
+        assert_eq!(heads.len(), heads.iter().collect::<HashSet<_>>().len());
+        let samples: Vec<&str> = text
+            .lines()
+            .filter(|l| !l.starts_with('#'))
+            .map(|l| l.rsplit_once(' ').unwrap().0)
+            .collect();
+        assert_eq!(samples.len(), samples.iter().collect::<HashSet<_>>().len());
+    }
+}

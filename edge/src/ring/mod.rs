@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+mod affinity;
 mod config;
 mod epoll;
 mod slots;
@@ -30,6 +31,7 @@ mod token;
 mod uring;
 mod waker;
 
+pub use affinity::{allowed_cores, pin_to_core};
 pub use config::{DriverChoice, DriverConfig, OpenError, UnknownDriver, default_rings, open};
 pub use epoll::EpollDriver;
 pub use sockets::{BACKLOG, bind_reuseport, raise_nofile};

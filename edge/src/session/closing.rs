@@ -61,26 +61,11 @@ impl Shard {
         });
     }
 
-    /// The peer has shut its side.
+    /// The peer has shut its side. What it is owed still leaves, then FIN; with both sides shut the
+    /// driver closes.
     pub fn eof(&mut self, id: ConnId) {
-        let Some(conn) = self.slots.get_mut(id) else {
-            return;
-        };
-        conn.set(flag::EOF | flag::FIN);
         self.leave(id, End::Eof);
-        self.fins.push(id);
-        self.drops_next.push(id);
-    }
-
-    /// Drops a connection whose peer has ended, unless bytes still wait for it: then after them, or
-    /// at the end of the linger.
-    pub(super) fn drop_when_flushed(&mut self, id: ConnId) {
-        if let Some(conn) = self.slots.get_mut(id)
-            && !conn.has(flag::BLOCKED | flag::DROPPED)
-        {
-            conn.set(flag::DROPPED);
-            self.drops.push(id);
-        }
+        self.fin(id);
     }
 
     /// Ends a connection at once; what it is owed is lost.

@@ -71,6 +71,12 @@ impl Shard {
         });
     }
 
+    /// Closes every connection and refuses new ones; no drain that was under way goes on.
+    pub fn close_all(&mut self) {
+        self.drain = None;
+        self.drain(0);
+    }
+
     /// Whether new connections are refused.
     pub const fn is_draining(&self) -> bool {
         self.drain.is_some()

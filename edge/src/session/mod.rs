@@ -140,12 +140,13 @@ pub struct Shard {
     fins: Vec<ConnId>,
     /// To be dropped at the end of this turn.
     drops: Vec<ConnId>,
-    /// Their last bytes leave in this turn: to be dropped in the next.
-    drops_next: Vec<ConnId>,
     scratch: Vec<u8>,
 }
 
 impl Shard {
+    /// Bytes of a connection's slot.
+    pub const SLOT_BYTES: usize = size_of::<Conn>();
+
     /// No connections, no core.
     pub fn new(settings: Settings, verifier: Verifier) -> Self {
         let tick_ns = settings.tick_ms() * 1_000_000;
@@ -169,7 +170,6 @@ impl Shard {
             drain: None,
             fins: Vec::new(),
             drops: Vec::new(),
-            drops_next: Vec::new(),
             scratch: Vec::new(),
             settings,
             verifier,
@@ -248,16 +248,12 @@ impl Shard {
             }
         }
         actions.closes.append(&mut self.drops);
-        for id in std::mem::take(&mut self.drops_next) {
-            self.drop_when_flushed(id);
-        }
         actions.settled += self.uplink.take(&mut actions.ops);
     }
 
     /// How long nothing needs to be done if nothing happens; none: for ever.
     pub fn timeout(&self) -> Option<Duration> {
-        let more_to_announce = self.uplink.announce_from.is_some() && self.uplink.backlog() == 0;
-        if !self.drops.is_empty() || !self.turns.is_empty() || more_to_announce {
+        if !self.turns.is_empty() || self.uplink.can_advance() {
             return Some(Duration::ZERO);
         }
         let tick = self.wheel.next().map(|tick| {
@@ -504,9 +500,6 @@ impl Shard {
         };
         if conn.has(flag::FIN) {
             self.fins.push(id);
-        }
-        if conn.state == State::Closing && conn.has(flag::EOF) {
-            self.drops_next.push(id);
         }
     }
 

@@ -124,14 +124,12 @@ pub mod flag {
     pub const FIN: u16 = 1 << 2;
     /// FIN was handed to the driver.
     pub const FIN_SENT: u16 = 1 << 3;
-    /// The peer's FIN came.
-    pub const EOF: u16 = 1 << 4;
     /// Given to the driver for closing: nothing is sent any more.
-    pub const DROPPED: u16 = 1 << 5;
+    pub const DROPPED: u16 = 1 << 4;
     /// The core was told of this session on the present link.
-    pub const ANNOUNCED: u16 = 1 << 6;
+    pub const ANNOUNCED: u16 = 1 << 5;
     /// Was told to reconnect elsewhere.
-    pub const TOLD_TO_LEAVE: u16 = 1 << 7;
+    pub const TOLD_TO_LEAVE: u16 = 1 << 6;
 }
 
 /// The reading side.
@@ -360,7 +358,6 @@ impl Slots {
     pub const fn used(&self) -> usize {
         self.used
     }
-
 
     /// Heap bytes of the table.
     pub fn bytes(&self) -> usize {

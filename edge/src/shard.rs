@@ -1,0 +1,267 @@
+//! The loop of one shard: events of the driver and items of the inbox go into the state machine,
+//! and what it wants done goes to the driver and the core. One thread, no locks, no busy ticks: an
+//! idle shard sleeps until something comes or is due.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::Receiver;
+use trunkline_proto::link::EdgeBatch;
+use trunkline_proto::ports::CorePort;
+
+use crate::hub::ShardOp;
+use crate::link::ToShard;
+use crate::observe::counters::{PUBLISH_INTERVAL_MS, Published};
+use crate::ring::{Driver, Event, ListenerId};
+use crate::session::{Actions, DrainCounts, Now, Shard, Transport};
+
+/// The listener whose connections speak WebSocket.
+pub const LISTENER_WS: ListenerId = 0;
+/// The listener whose connections speak delimited protobuf.
+pub const LISTENER_TCP: ListenerId = 1;
+
+/// Items of the inbox taken in one turn: the sockets get theirs in between.
+const INBOX_PER_TURN: usize = 256;
+/// The longest sleep.
+const SLEEP_MAX: Duration = Duration::from_secs(60);
+/// After a stop, close frames may take this long to leave.
+const STOP_MAX: Duration = Duration::from_millis(500);
+
+/// One shard and its thread's possessions.
+pub struct ShardLoop {
+    driver: Box<dyn Driver>,
+    shard: Shard,
+    inbox: Receiver<ToShard>,
+    published: Arc<Published>,
+    /// The core of the present attachment.
+    core: Option<(u64, Arc<dyn CorePort>)>,
+    actions: Actions,
+    started: Instant,
+    published_at: Instant,
+    /// Something happened since the numbers were published.
+    dirty: bool,
+    /// The loop ends then at the latest.
+    ends_at: Option<Instant>,
+}
+
+impl ShardLoop {
+    /// To be made and run on the shard's own thread.
+    pub fn new(
+        driver: Box<dyn Driver>,
+        shard: Shard,
+        inbox: Receiver<ToShard>,
+        published: Arc<Published>,
+    ) -> Self {
+        let started = Instant::now();
+        Self {
+            driver,
+            shard,
+            inbox,
+            published,
+            core: None,
+            actions: Actions::default(),
+            started,
+            published_at: started,
+            dirty: true,
+            ends_at: None,
+        }
+    }
+
+    /// Runs until the shard is drained or stopped, or its driver fails.
+    pub fn run(mut self) -> io::Result<DrainCounts> {
+        let waker = self.driver.waker();
+        loop {
+            waker.going_to_sleep();
+            let timeout = self.timeout();
+            if timeout.is_zero() {
+                waker.awake();
+            }
+            self.turn_driver(timeout)?;
+            self.shard.begin(now(self.started));
+            self.take_inbox();
+            self.shard.end_turn(&mut self.actions);
+            self.apply();
+            let time = Instant::now();
+            self.publish_if_due(time);
+            if self.is_over(time) {
+                self.publish(time);
+                return Ok(self.shard.drain_counts());
+            }
+        }
+    }
+
+    fn is_over(&self, time: Instant) -> bool {
+        self.shard.is_drained() || self.ends_at.is_some_and(|at| time >= at)
+    }
+
+    /// How long the driver may wait. The waker has been told before this looks at the inbox.
+    fn timeout(&self) -> Duration {
+        if !self.inbox.is_empty() {
+            return Duration::ZERO;
+        }
+        let time = Instant::now();
+        let publish = self.dirty.then(|| {
+            let interval = Duration::from_millis(PUBLISH_INTERVAL_MS);
+            (self.published_at + interval).saturating_duration_since(time)
+        });
+        let end = self.ends_at.map(|at| at.saturating_duration_since(time));
+        let shard = self.shard.timeout();
+        let wanted = [publish, end, shard].into_iter().flatten().min();
+        wanted.unwrap_or(SLEEP_MAX).min(SLEEP_MAX)
+    }
+
+    fn turn_driver(&mut self, timeout: Duration) -> io::Result<()> {
+        let started = self.started;
+        let shard = &mut self.shard;
+        let mut any = false;
+        self.driver.turn(timeout, &mut |event| {
+            // The clock is read when the wait is over, once for all that has come.
+            if !any {
+                shard.begin(now(started));
+                any = true;
+            }
+            match event {
+                Event::Accepted {
+                    conn,
+                    listener,
+                    peer,
+                } => {
+                    let transport = match listener {
+                        LISTENER_TCP => Transport::Tcp,
+                        _ => Transport::WebSocket,
+                    };
+                    shard.accepted(conn, transport, peer);
+                }
+                Event::Received { conn, data } => shard.received(conn, data),
+                Event::Eof { conn } => shard.eof(conn),
+                Event::Blocked { conn, unsent } => shard.blocked(conn, unsent),
+                Event::Drained { conn } => shard.drained(conn),
+                Event::Closed { conn, .. } => shard.closed(conn),
+                // This shard connects to nobody.
+                Event::Connected { .. } | Event::Woken => {}
+            }
+        })?;
+        self.dirty |= any;
+        Ok(())
+    }
+
+    fn take_inbox(&mut self) {
+        for _ in 0..INBOX_PER_TURN {
+            let Ok(item) = self.inbox.try_recv() else {
+                return;
+            };
+            self.dirty = true;
+            self.take(item);
+        }
+    }
+
+    fn take(&mut self, item: ToShard) {
+        match item {
+            ToShard::LinkUp {
+                attachment,
+                credit,
+                port,
+            } => {
+                self.core = Some((attachment, port));
+                self.shard.link_up(credit);
+            }
+            ToShard::LinkDown { attachment } if self.is_attached(attachment) => {
+                self.core = None;
+                self.shard.link_down();
+            }
+            ToShard::LinkDown { .. } => {}
+            ToShard::Core {
+                attachment,
+                ops,
+                settles,
+            } => {
+                if self.is_attached(attachment) {
+                    self.shard.core_ops(ops, settles);
+                } else {
+                    // What was said on an earlier attachment is still true, except about who is
+                    // registered now.
+                    let still = |op: &ShardOp| !matches!(op, ShardOp::Registered { .. });
+                    self.shard.core_ops(ops.into_iter().filter(still), 0);
+                }
+            }
+            ToShard::Drain { budget_ms } => {
+                self.shard.drain(budget_ms);
+                let budget = Duration::from_millis(budget_ms);
+                self.end_within(budget + 2 * STOP_MAX + Duration::from_secs(2));
+            }
+            ToShard::Stop => {
+                self.driver.close_listeners();
+                self.shard.close_all();
+                self.end_within(STOP_MAX);
+            }
+            // Whoever asked may have given up waiting.
+            ToShard::Conns {
+                state,
+                limit,
+                answer,
+            } => drop(answer.send(self.shard.list(state, limit))),
+            ToShard::Closed { limit, answer } => {
+                drop(answer.send(self.shard.list_closed(limit)));
+            }
+        }
+    }
+
+    fn is_attached(&self, attachment: u64) -> bool {
+        self.core.as_ref().is_some_and(|(at, _)| *at == attachment)
+    }
+
+    fn end_within(&mut self, time: Duration) {
+        let at = Instant::now() + time;
+        self.ends_at = Some(self.ends_at.map_or(at, |before| before.min(at)));
+    }
+
+    fn apply(&mut self) {
+        for (conn, bytes) in self.actions.sends.drain(..) {
+            self.driver.send(conn, bytes);
+        }
+        for conn in self.actions.shutdowns.drain(..) {
+            self.driver.shutdown(conn);
+        }
+        for conn in self.actions.closes.drain(..) {
+            self.driver.close(conn);
+        }
+        let ops = std::mem::take(&mut self.actions.ops);
+        let credit = std::mem::take(&mut self.actions.settled);
+        if let Some((_, core)) = &self.core
+            && (!ops.is_empty() || credit > 0)
+        {
+            core.submit(EdgeBatch {
+                hello: None,
+                ops,
+                credit,
+            });
+        }
+    }
+
+    fn publish_if_due(&mut self, time: Instant) {
+        let interval = Duration::from_millis(PUBLISH_INTERVAL_MS);
+        if self.dirty && time.duration_since(self.published_at) >= interval {
+            self.publish(time);
+        }
+    }
+
+    fn publish(&mut self, time: Instant) {
+        let elapsed = time.duration_since(self.started);
+        let elapsed_ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        let stats = self.driver.stats();
+        self.published
+            .publish(self.shard.counters(), &stats, elapsed_ns);
+        self.published_at = time;
+        self.dirty = false;
+    }
+}
+
+fn now(started: Instant) -> Now {
+    let mono_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    Now {
+        mono_ns,
+        unix_ms: unix.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+    }
+}
