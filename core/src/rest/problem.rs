@@ -31,7 +31,8 @@ const RETRY_AFTER_DEFAULT_MS: u32 = 1_000;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Problem {
     status: StatusCode,
-    error: Error,
+    /// Boxed to keep results small where all is well.
+    error: Box<Error>,
     /// Value of `WWW-Authenticate`.
     challenge: Option<&'static str>,
 }
@@ -114,7 +115,7 @@ impl From<Error> for Problem {
         }
         Self {
             status,
-            error,
+            error: Box::new(error),
             challenge: None,
         }
     }

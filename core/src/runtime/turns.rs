@@ -285,14 +285,23 @@ impl Turns {
         if self.stop.is_some() || batch.ops.is_empty() {
             return 0;
         }
+        // The engine settles frames, when they are answered. What opens or closes a session is dealt
+        // with as soon as the engine has heard it, later in this turn.
+        let mut heard = 0;
         for op in &batch.ops {
             match op.op {
+                Some(edge_op::Op::Frame(_)) => continue,
                 Some(edge_op::Op::Opened(_)) => stream.sessions += 1,
                 Some(edge_op::Op::Closed(_)) => {
                     stream.sessions = stream.sessions.saturating_sub(1);
                 }
-                _ => {}
+                None => {}
             }
+            heard += 1;
+        }
+        if heard > 0 {
+            stream.settle(heard);
+            touch(stream, edge, &mut self.touched);
         }
         let operations = batch.ops.len();
         stream.operations_in += operations as u64;
