@@ -152,3 +152,7 @@ def pytest_configure(config):
     code = protoc.main(["protoc", f"-I{schema}", f"--python_out={out}", str(schema / "client.proto")])
     assert code == 0, "client.proto does not compile with protoc"
     sys.path[:0] = [out, str(Path(__file__).parent)]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all-cases", action="store_true", help="all 517 Autobahn cases: takes long")
