@@ -249,7 +249,11 @@ impl Engine {
             Err(error) => {
                 self.refuse_waiting(at, out);
                 self.drop_if_vacant(at);
-                self.stop_if_failed(&error, out);
+                self.front.stats.load_failures += 1;
+                // A row that cannot be read is one conversation's trouble, not the process's.
+                if let StoreError::Failed(_) = error {
+                    self.stop_if_failed(&error, out);
+                }
             }
         }
     }

@@ -32,6 +32,9 @@ mod stats;
 mod views;
 mod work;
 
+#[cfg(test)]
+mod tests;
+
 pub use machine::Engine;
 pub use stats::EngineStats;
 

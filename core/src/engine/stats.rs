@@ -22,6 +22,8 @@ pub struct EngineStats {
     pub receipt_items: u64,
     /// Conversations that were asked of the store.
     pub loads: u64,
+    /// Conversations that the store did not answer for, or not readably.
+    pub load_failures: u64,
     /// Pages that were asked of the store.
     pub reads: u64,
     /// Pages answered from memory.

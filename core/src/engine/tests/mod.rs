@@ -1,0 +1,13 @@
+//! The engine against a store in memory, driven input by input.
+
+mod cache;
+mod commits;
+mod hints;
+mod lists;
+mod members;
+mod model;
+mod pages;
+mod receipts;
+mod sends;
+mod sessions;
+mod world;
