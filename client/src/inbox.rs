@@ -276,6 +276,9 @@ impl Inbox {
 
     /// When a fetch that waits may be tried again.
     pub fn deadline_ms(&self) -> Option<u64> {
+        if self.fetches >= self.config.fetches_max {
+            return None;
+        }
         self.gaps
             .iter()
             .filter_map(|id| match self.conversations.get(id)?.fetch {

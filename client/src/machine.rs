@@ -507,7 +507,10 @@ impl Machine {
             && (self.catch_up.full || !self.catch_up.conversations.is_empty());
         [
             self.outbox.deadline_ms(),
-            self.inbox.deadline_ms(),
+            // While a sync is under way no gap is fetched: see `next_gap`.
+            self.inbox
+                .deadline_ms()
+                .filter(|_| !self.catch_up.under_way),
             self.marks.deadline_ms(),
             self.requests.values().map(|(deadline, _)| *deadline).min(),
             self.reconnect_at_ms.as_ref().map(|(at, _)| *at),
