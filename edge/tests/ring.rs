@@ -65,6 +65,7 @@ on_every_driver!(
     tiny_queues_lose_nothing,
     a_dropped_driver_lets_go,
     sends_to_the_vanished_end_in_closed,
+    nothing_leaks_under_fire,
 );
 
 /// More than the kernel buffers for a connection whose peer does not read.
@@ -700,5 +701,91 @@ mod cases {
             ),
             "{error:?}"
         );
+    }
+
+    /// Peers and shard end connections in every way at every moment; all must be accounted for.
+    pub fn nothing_leaks_under_fire(kind: Kind) {
+        const PEERS: u32 = 4;
+        const EACH: u32 = 150;
+        let mut shard = Shard::with(
+            kind,
+            DriverConfig {
+                slots_max: 60,
+                buffers: 8,
+                ..DriverConfig::default()
+            },
+        );
+        let before = descriptors();
+        let address = shard.address;
+        let peers: Vec<_> = (0..PEERS)
+            .map(|seed| {
+                std::thread::spawn(move || {
+                    for round in 0..EACH {
+                        misbehave(address, pattern(4, seed * EACH + round)[2]);
+                    }
+                })
+            })
+            .collect();
+        let chunk = Bytes::from(pattern(300_000, 1));
+        let mut dice = pattern(65_536, 99).into_iter().cycle();
+        shard.until("end of all", |shard| {
+            let mut live: Vec<ConnId> = shard.live().iter().copied().collect();
+            live.sort_by_key(|conn| conn.slot);
+            let finished = peers.iter().all(std::thread::JoinHandle::is_finished);
+            for conn in live {
+                match dice.next().unwrap() % 16 {
+                    0 => shard.driver.close(conn),
+                    1 => shard.driver.shutdown(conn),
+                    2..9 if !shard.is_blocked(conn) => shard.driver.send(conn, chunk.clone()),
+                    // Once nobody connects any more, get to an end.
+                    _ if finished => shard.driver.close(conn),
+                    _ => {}
+                }
+            }
+            finished && shard.live().is_empty()
+        });
+        // What waited in the listen queue to the end comes now, and finds its peer gone.
+        shard.until("the last ones", |shard| {
+            for conn in shard.live().clone() {
+                shard.driver.close(conn);
+            }
+            let stats = shard.stats();
+            stats.accepted + stats.accept_refused >= u64::from(PEERS * EACH)
+                && shard.live().is_empty()
+        });
+        let stats = shard.stats();
+        assert_eq!(stats.accepted, stats.closed);
+        assert_eq!(descriptors(), before);
+        // The whole table is usable still.
+        let mut kept = Vec::new();
+        for _ in 0..15 {
+            kept.push(shard.pair());
+        }
+    }
+
+    /// One connection that ends in a way of its own.
+    fn misbehave(address: SocketAddr, way: u8) {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_millis(20)))
+            .unwrap();
+        stream
+            .set_write_timeout(Some(Duration::from_millis(20)))
+            .unwrap();
+        let mut buffer = [0; 50_000];
+        // Whether these succeed depends on the shard's mood.
+        let _ = stream.write_all(&buffer[..usize::from(way) * 64]);
+        if way & 1 != 0 {
+            let _ = stream.read(&mut buffer);
+        }
+        if way & 2 != 0 {
+            let _ = stream.shutdown(Shutdown::Write);
+        }
+        if way & 4 != 0 {
+            let _ = stream.read(&mut buffer);
+        }
+        if way & 8 != 0 {
+            let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        }
     }
 }

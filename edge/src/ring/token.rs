@@ -36,6 +36,8 @@ pub(super) enum Operation {
     Signal = 13,
     /// Making an ordinary descriptor out of a direct one.
     Install = 14,
+    /// The same, for a moment, to shut it.
+    InstallToShut = 15,
 }
 
 /// An operation on a slot's owner of one generation.
@@ -75,6 +77,7 @@ impl Token {
             12 => Operation::Wake,
             13 => Operation::Signal,
             14 => Operation::Install,
+            15 => Operation::InstallToShut,
             _ => Operation::Ignore,
         };
         Self {
@@ -91,7 +94,7 @@ mod tests {
 
     #[test]
     fn every_operation_survives_the_round_trip() {
-        for bits in 0..15u64 {
+        for bits in 0..16u64 {
             let token = Token::unpack((bits << 60) | (0xabc_def1 << 32) | 0x8000_0001);
             assert_eq!(token.operation as u64, bits);
             assert_eq!(token.slot, 0xabc_def1);

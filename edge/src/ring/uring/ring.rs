@@ -192,6 +192,7 @@ impl Ring {
             Operation::Send => self.on_short_send(slot, result, on_event),
             Operation::SendTail => self.on_tail_sent(slot, result, on_event),
             Operation::Writable => self.on_writable(slot, result, on_event),
+            Operation::InstallToShut => self.on_installed_to_shut(slot, result, on_event),
             Operation::Shutdown => self.on_shutdown(slot, result, on_event),
             Operation::Close => self.on_closed(slot, on_event),
             Operation::Cancel => self.recancels.push(self.slots.id(slot)),

@@ -6,9 +6,12 @@
 //! and no further send is taken meanwhile.
 
 use std::io;
+use std::net::Shutdown;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 use bytes::{Buf, Bytes};
 use io_uring::{opcode, squeue, types};
+use socket2::SockRef;
 
 use super::ring::{QueuedSend, Ring};
 use crate::ring::Event;
@@ -201,10 +204,37 @@ impl Ring {
             return;
         }
         conn.set(flag::SHUTTING);
-        let entry = opcode::Shutdown::new(types::Fixed(conn.descriptor), libc::SHUT_WR)
-            .build()
-            .user_data(Token::new(Operation::Shutdown, slot, conn.generation).pack());
+        let (descriptor, generation) = (types::Fixed(conn.descriptor), conn.generation);
+        let entry = if self.abilities.install {
+            opcode::FixedFdInstall::new(descriptor, 0)
+                .build()
+                .user_data(Token::new(Operation::InstallToShut, slot, generation).pack())
+        } else {
+            request_shutdown(descriptor, slot, generation)
+        };
         self.queue.push(entry, &mut self.stats);
+    }
+
+    /// An ordinary descriptor came for a moment, for the system call that needs one.
+    pub(super) fn on_installed_to_shut(
+        &mut self,
+        slot: u32,
+        result: i32,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) {
+        if result < 0 {
+            // No descriptor to be had: the slow way.
+            let conn = self.slots.get(slot);
+            let entry = request_shutdown(types::Fixed(conn.descriptor), slot, conn.generation);
+            return self.queue.push(entry, &mut self.stats);
+        }
+        // SAFETY: the kernel has just made this descriptor for us.
+        let socket = unsafe { OwnedFd::from_raw_fd(result) };
+        let outcome = SockRef::from(&socket).shutdown(Shutdown::Write);
+        drop(socket);
+        let result =
+            outcome.map_or_else(|error| -error.raw_os_error().unwrap_or(libc::EIO), |()| 0);
+        self.on_shutdown(slot, result, on_event);
     }
 
     pub(super) fn on_shutdown(
@@ -225,6 +255,13 @@ impl Ring {
         }
         self.close_if_both_shut(slot, on_event);
     }
+}
+
+/// Shuts by request, which the kernel always hands to a thread of its own.
+fn request_shutdown(descriptor: types::Fixed, slot: u32, generation: u32) -> squeue::Entry {
+    opcode::Shutdown::new(descriptor, libc::SHUT_WR)
+        .build()
+        .user_data(Token::new(Operation::Shutdown, slot, generation).pack())
 }
 
 /// Room for queued sends that a quiet ring keeps.
