@@ -132,6 +132,12 @@ pub struct World {
     carrying_out: bool,
     /// Errors for the next loads, reads and index reads, in the order in which they are asked.
     pub read_fails: VecDeque<StoreError>,
+    /// Sessions that were opened and not closed, with their users.
+    pub open: BTreeMap<Session, String>,
+    /// What has to be delivered: noted when the engine is told that a commit succeeded.
+    pub due: Vec<(Session, Message)>,
+    /// Frames sent by edge.
+    pub framed: BTreeMap<u32, u32>,
     next_token: u64,
     next_handle: u64,
 }
@@ -189,6 +195,9 @@ impl World {
             todo: VecDeque::new(),
             carrying_out: false,
             read_fails: VecDeque::new(),
+            open: BTreeMap::new(),
+            due: Vec::new(),
+            framed: BTreeMap::new(),
             next_token: 0,
             next_handle: 0,
         };
@@ -208,6 +217,10 @@ impl World {
         self.engine = Engine::new(config, floor, 8);
         self.held.clear();
         self.inboxes.clear();
+        self.open.clear();
+        self.due.clear();
+        self.framed.clear();
+        self.settled.clear();
         self.attach(1, hello("edge-1"));
         self.attach(2, hello("edge-2"));
     }
@@ -333,6 +346,7 @@ impl World {
             core_op::Op::Deliver(deliver) => {
                 let frame = deliver.frame.clone().expect("a frame");
                 assert!(!deliver.handles.is_empty(), "an item for nobody");
+                self.check_stored(frame.frame.as_ref().expect("a body"));
                 for handle in &deliver.handles {
                     let got = Got::Frame(frame.clone());
                     self.inboxes.entry((edge.0, *handle)).or_default().push(got);
@@ -345,6 +359,7 @@ impl World {
             }
             core_op::Op::Close(close) => {
                 let got = Got::Closed(close.error.expect("an error"));
+                self.open.remove(&(edge.0, close.handle));
                 self.inboxes
                     .entry((edge.0, close.handle))
                     .or_default()
@@ -358,8 +373,58 @@ impl World {
         if result.is_ok() || self.lost_answers {
             self.store.apply(&batch);
         }
+        if result.is_ok() {
+            self.note_due(&batch);
+        }
         self.commits.push((commit, batch));
         self.feed(Input::Committed { commit, result });
+    }
+
+    /// Each session of each user who may see a message has to get it, or the ack.
+    fn note_due(&mut self, batch: &WriteBatch) {
+        for writes in &batch.conversations {
+            let members = &self.store.conversations[&writes.id].members;
+            for message in &writes.messages {
+                let sees = |user: &String| {
+                    let intervals = members.get(user).map(|m| m.intervals.as_slice());
+                    intervals.unwrap_or_default().iter().any(|i| {
+                        let until = i.until_seq.unwrap_or(u64::MAX);
+                        i.after_seq < message.seq && message.seq <= until
+                    })
+                };
+                let sessions = self.open.iter().filter(|(_, user)| sees(user));
+                self.due
+                    .extend(sessions.map(|(session, _)| (*session, (**message).clone())));
+            }
+        }
+    }
+
+    /// Nothing of a message leaves before the store has it.
+    fn check_stored(&self, body: &ServerBody) {
+        let stored = |conversation: &str, seq: u64| {
+            let id = ConversationId::parse(conversation).expect("an id");
+            let found = self.store.conversations.get(&id);
+            found.and_then(|c| c.messages.get(&seq)).cloned()
+        };
+        match body {
+            ServerBody::Ack(a) => {
+                let message = stored(&a.conversation_id, a.seq).expect("acked, so stored");
+                assert_eq!(message.message_id, a.message_id);
+                assert_eq!(message.client_msg_id, a.client_msg_id);
+                assert_eq!(message.ts, a.ts);
+            }
+            ServerBody::Message(m) => {
+                assert_eq!(stored(&m.conversation_id, m.seq).as_ref(), Some(m));
+            }
+            ServerBody::Page(p) => {
+                for m in &p.messages {
+                    assert_eq!(stored(&m.conversation_id, m.seq).as_ref(), Some(m));
+                }
+                assert!(p.messages.is_sorted_by_key(|m| m.seq));
+                assert!(p.messages.iter().all(|m| m.seq <= p.head_seq));
+            }
+            _ => {}
+        }
     }
 
     // ---- sessions ----
@@ -374,6 +439,7 @@ impl World {
     }
 
     pub fn announce(&mut self, session: Session, user: &str, device: &str, again: bool) {
+        self.open.insert(session, user.to_owned());
         self.op(
             session,
             edge_op::Op::Opened(SessionOpened {
@@ -395,11 +461,13 @@ impl World {
     }
 
     pub fn close(&mut self, session: Session) {
+        self.open.remove(&session);
         self.op(session, edge_op::Op::Closed(SessionClosed {}));
     }
 
     /// A frame; the turn goes on.
     pub fn frame(&mut self, session: Session, id: &str, body: ClientBody) {
+        *self.framed.entry(session.0).or_default() += 1;
         self.op(
             session,
             edge_op::Op::Frame(ClientFrame {
@@ -487,6 +555,11 @@ impl World {
     /// What reached a session since the last call.
     pub fn take(&mut self, session: Session) -> Vec<Got> {
         self.inboxes.remove(&session).unwrap_or_default()
+    }
+
+    /// What reached a session since the last `take`, left there.
+    pub fn got(&self, session: Session) -> &[Got] {
+        self.inboxes.get(&session).map_or(&[], Vec::as_slice)
     }
 
     /// The frames' bodies among that.
