@@ -305,12 +305,14 @@ impl Inbox {
     /// The full sync is answered: what it did not speak of was delivered before it was first seen
     /// here.
     pub fn full_sync_ended(&mut self) {
-        let asked: Vec<String> = self
+        let mut asked: Vec<String> = self
             .conversations
             .iter()
             .filter(|(_, c)| c.asked)
             .map(|(id, _)| id.clone())
             .collect();
+        // Messages come out in an order that does not hang on the table's.
+        asked.sort_unstable();
         for id in asked {
             if let Some(c) = self.conversations.get_mut(&id) {
                 c.asked = false;

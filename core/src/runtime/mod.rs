@@ -11,7 +11,7 @@
 
 mod metrics;
 mod store_threads;
-mod streams;
+pub mod streams;
 mod turns;
 
 use std::sync::Arc;
@@ -382,8 +382,8 @@ impl CoreHandle {
         self.shared.snapshot.lock().engine
     }
 
-    /// Appends all metrics in the OpenMetrics text form, without the closing `# EOF`, so that
-    /// several parts of a process can share one page.
+    /// Appends all metrics in the Prometheus text form, version 0.0.4, so that several parts of a
+    /// process can share one page.
     pub fn encode_metrics(&self, out: &mut String) {
         let outstanding = self.config.requests_max - self.permits.available_permits();
         self.shared

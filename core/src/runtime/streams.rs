@@ -6,6 +6,8 @@
 //! 2. A batch's `core_time_ms` is below the time of everything that still waits: an edge that
 //!    resumes from it misses nothing.
 //! 3. What waits is bounded by [`Bounds`]; beyond them the stream is cut.
+//!
+//! Called by the engine's thread, and by the simulator.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,9 +18,9 @@ use trunkline_proto::ports::{CREDIT_INITIAL, EdgePort};
 
 /// What may wait for one edge's credit.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
-    pub(super) ops_max: usize,
-    pub(super) bytes_max: usize,
+pub struct Bounds {
+    pub ops_max: usize,
+    pub bytes_max: usize,
 }
 
 struct Waiting {
@@ -26,16 +28,16 @@ struct Waiting {
     op: CoreOp,
 }
 
-pub(super) struct EdgeStream {
-    pub(super) edge_id: String,
-    pub(super) incarnation: u64,
-    pub(super) port: Arc<dyn EdgePort>,
+pub struct EdgeStream {
+    pub edge_id: String,
+    pub incarnation: u64,
+    pub port: Arc<dyn EdgePort>,
     /// Sessions that the edge opened, less those that it closed.
-    pub(super) sessions: u64,
-    pub(super) operations_in: u64,
-    pub(super) operations_out: u64,
+    pub sessions: u64,
+    pub operations_in: u64,
+    pub operations_out: u64,
     /// Whether the stream is on the list of those to flush at the turn's end.
-    pub(super) touched: bool,
+    pub touched: bool,
     credit: usize,
     waiting: VecDeque<Waiting>,
     /// Of the first `sized` of `waiting`.
@@ -46,7 +48,7 @@ pub(super) struct EdgeStream {
 
 /// What a flush came to.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Flushed {
+pub enum Flushed {
     Nothing,
     Batch { operations: usize },
     OverBounds,
@@ -57,7 +59,7 @@ impl EdgeStream {
     ///
     /// The greeting's time is the one that the edge resumes from: were it the present, a stream that
     /// broke before the hints went out would hide what happened in between.
-    pub(super) fn open(hello: &EdgeHello, port: Arc<dyn EdgePort>, core_incarnation: u64) -> Self {
+    pub fn open(hello: &EdgeHello, port: Arc<dyn EdgePort>, core_incarnation: u64) -> Self {
         port.deliver(CoreBatch {
             welcome: Some(CoreWelcome {
                 version: trunkline_proto::link::VERSION,
@@ -84,7 +86,7 @@ impl EdgeStream {
     }
 
     /// The edge takes `operations` more. No edge needs more credit than may wait for it here.
-    pub(super) fn grant(&mut self, operations: u32, bounds: Bounds) {
+    pub fn grant(&mut self, operations: u32, bounds: Bounds) {
         self.credit = self
             .credit
             .saturating_add(operations as usize)
@@ -92,26 +94,26 @@ impl EdgeStream {
     }
 
     /// Owes the edge credit for `operations` that are dealt with.
-    pub(super) fn settle(&mut self, operations: u32) {
+    pub fn settle(&mut self, operations: u32) {
         self.owed = self.owed.saturating_add(operations);
     }
 
-    pub(super) fn push(&mut self, op: CoreOp, made_ms: u64) {
+    pub fn push(&mut self, op: CoreOp, made_ms: u64) {
         self.waiting.push_back(Waiting { made_ms, op });
     }
 
     /// Operations that the edge still takes.
-    pub(super) fn credit(&self) -> usize {
+    pub fn credit(&self) -> usize {
         self.credit
     }
 
     /// Operations that wait for credit.
-    pub(super) fn waiting(&self) -> usize {
+    pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
     /// Hands over what the credit allows, as one batch.
-    pub(super) fn flush(&mut self, now_ms: u64, bounds: Bounds) -> Flushed {
+    pub fn flush(&mut self, now_ms: u64, bounds: Bounds) -> Flushed {
         let ready = self.waiting.len().min(self.credit);
         let mut ops = Vec::with_capacity(ready);
         for waiting in self.waiting.drain(..ready) {
