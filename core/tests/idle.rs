@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use support::TestCore;
+use support::edge::{Edge, hello};
 use support::http::User;
 
 /// Ticks of the kernel that the threads named `name` of this process have used.
@@ -28,6 +29,8 @@ fn cpu_ticks(name: &str) -> u64 {
 #[tokio::test]
 async fn an_idle_engine_sleeps() {
     let core = TestCore::start().await;
+    let mut edge = Edge::attach(core.grpc, hello("e1")).await;
+    edge.open(1, "bob", "d").await;
     let alice = User::new(core.http, "alice");
     let body = json!({"to": "bob", "client_msg_id": "m", "content": "x"});
     assert_eq!(alice.json("POST", "/v1/messages", body).await.status, 201);

@@ -309,6 +309,42 @@ async fn a_drain_lets_acks_out_and_then_ends_the_streams() {
     core.shutdown().await;
 }
 
+#[tokio::test]
+async fn health_and_reflection_tell_about_the_service() {
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::health_client::HealthClient;
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+    let core = TestCore::start().await;
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", core.grpc));
+    let channel = endpoint.unwrap().connect().await.unwrap();
+    let mut health = HealthClient::new(channel.clone());
+    let service = "trunkline.link.v1.Link".to_owned();
+    let check = HealthCheckRequest {
+        service: service.clone(),
+    };
+    let status = health.check(check).await.unwrap().into_inner().status();
+    assert_eq!(status, ServingStatus::Serving);
+
+    let mut reflection = ServerReflectionClient::new(channel);
+    let request = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let requests = tokio_stream::iter([request]);
+    let answers = reflection.server_reflection_info(requests).await.unwrap();
+    let answer = answers.into_inner().message().await.unwrap().unwrap();
+    let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
+        panic!("{answer:?}");
+    };
+    assert!(list.service.iter().any(|s| s.name == service), "{list:?}");
+    core.shutdown().await;
+}
+
 #[derive(Default)]
 struct LocalEdge {
     batches: Mutex<Vec<CoreBatch>>,

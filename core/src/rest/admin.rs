@@ -16,7 +16,7 @@ use super::problem::Problem;
 use crate::runtime::{CoreHandle, EdgeReport};
 
 /// What `/metrics` is.
-pub const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub const METRICS_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Serves the admin pages of a core until `shutdown` is over.
 pub async fn serve_admin(
@@ -58,7 +58,6 @@ async fn readyz(State(handle): State<CoreHandle>) -> Response {
 async fn metrics(State(handle): State<CoreHandle>) -> Response {
     let mut text = String::new();
     handle.encode_metrics(&mut text);
-    text.push_str("# EOF\n");
     ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], text).into_response()
 }
 

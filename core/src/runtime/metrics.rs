@@ -175,13 +175,37 @@ impl Metrics {
         self.request_seconds.observe(took.as_secs_f64());
     }
 
-    /// Appends everything in the OpenMetrics text form, without the closing `# EOF`.
+    /// Appends everything in the Prometheus text form, version 0.0.4.
     pub(super) fn encode(&self, queue_depth: usize, outstanding: usize, out: &mut String) {
         self.queue_depth.set(queue_depth as u64);
         self.requests_outstanding.set(outstanding as u64);
-        if encode_registry(out, &self.registry).is_err() {
+        let mut open_metrics = String::new();
+        if encode_registry(&mut open_metrics, &self.registry).is_err() {
             // Writing to a String does not fail; a collector of ours would have to.
-            let _ = writeln!(out, "# a metric could not be encoded");
+            tracing::error!("a metric could not be encoded");
+        }
+        to_prometheus_text(&open_metrics, out);
+    }
+}
+
+/// OpenMetrics as Prometheus' older text form, which every scraper reads and which can be joined
+/// with the text of others: no units, and counters are described under their samples' name.
+fn to_prometheus_text(open_metrics: &str, out: &mut String) {
+    // Each family begins with HELP, then TYPE.
+    let mut help = None;
+    for line in open_metrics.lines() {
+        if let Some(described) = line.strip_prefix("# HELP ") {
+            help = described.split_once(' ');
+        } else if let Some((name, kind)) = line
+            .strip_prefix("# TYPE ")
+            .and_then(|typed| typed.split_once(' '))
+        {
+            let suffix = if kind == "counter" { "_total" } else { "" };
+            let text = help.take().map_or("", |(_, text)| text);
+            let _ = writeln!(out, "# HELP {name}{suffix} {text}");
+            let _ = writeln!(out, "# TYPE {name}{suffix} {kind}");
+        } else if !line.starts_with("# UNIT ") {
+            let _ = writeln!(out, "{line}");
         }
     }
 }
@@ -296,4 +320,23 @@ fn store_counters(store: &StoreFigures) -> Vec<Figure> {
         ("store_reads", "Loads, reads and index look-ups", store.reads),
         ("store_messages_read", "Messages that these returned", store.messages_read),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_described_under_the_name_of_their_samples() {
+        let open_metrics = "# HELP a Sum.\n# TYPE a counter\na_total 1\n\
+            # HELP b_seconds Time.\n# TYPE b_seconds histogram\n# UNIT b_seconds seconds\n\
+            b_seconds_sum 0.5\n";
+        let mut text = String::new();
+        to_prometheus_text(open_metrics, &mut text);
+        assert_eq!(
+            text,
+            "# HELP a_total Sum.\n# TYPE a_total counter\na_total 1\n\
+             # HELP b_seconds Time.\n# TYPE b_seconds histogram\nb_seconds_sum 0.5\n"
+        );
+    }
 }
