@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::str::FromStr;
+use std::sync::Once;
 
 use super::epoll::EpollDriver;
 use super::sockets::nofile_limit;
@@ -141,6 +142,8 @@ pub enum OpenError {
     Epoll(#[source] io::Error),
 }
 
+static FALLBACK_TOLD: Once = Once::new();
+
 /// Makes the driver on the calling thread, which must be the one that uses it.
 pub fn open(choice: DriverChoice, config: &DriverConfig) -> Result<Box<dyn Driver>, OpenError> {
     match choice {
@@ -149,7 +152,10 @@ pub fn open(choice: DriverChoice, config: &DriverConfig) -> Result<Box<dyn Drive
         DriverChoice::Auto => match UringDriver::new(config) {
             Ok(driver) => Ok(Box::new(driver)),
             Err(error) => {
-                tracing::warn!("io_uring is not available, using epoll instead: {error}");
+                // Once, not for each shard.
+                FALLBACK_TOLD.call_once(|| {
+                    tracing::warn!("io_uring is not available, using epoll instead: {error}");
+                });
                 open_epoll(config)
             }
         },

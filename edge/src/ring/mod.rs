@@ -53,7 +53,7 @@ pub type ListenerId = u8;
 /// What happened on a socket.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// A new connection; reading has begun.
+    /// A new connection; reading has begun. `peer` is 0.0.0.0:0 if it has gone again meanwhile.
     Accepted {
         conn: ConnId,
         listener: ListenerId,

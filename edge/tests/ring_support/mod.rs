@@ -1,6 +1,9 @@
 //! A shard small enough for tests: one driver, turned on the test's thread, with an echo on top. Its
 //! peers are plain blocking sockets on other threads.
 
+pub mod lifecycle;
+pub mod traffic;
+
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -54,7 +54,7 @@ impl UringDriver {
             rings.push(Ring::new(config, index * slots_per_ring)?);
         }
         let waker = Waker::new().map_err(RingInitError::os("making an eventfd"))?;
-        rings[0].watch_eventfd(waker.as_raw_fd(), Operation::Wake);
+        rings[0].watch_waker(waker.clone());
         let signal = if rings.len() > 1 {
             Some(connect_signal(&mut rings).map_err(RingInitError::os("registering an eventfd"))?)
         } else {
@@ -83,6 +83,9 @@ impl UringDriver {
         let mut busy = false;
         for ring in &mut self.rings {
             if ring.has_work() {
+                if !busy {
+                    self.waker.awake();
+                }
                 busy = true;
                 ring.turn(None, on_event)?;
             }
@@ -102,6 +105,7 @@ impl UringDriver {
             }
         }
         if self.sweep(on_event)? || timeout.is_zero() {
+            self.waker.awake();
             return Ok(());
         }
         let timeout = self
@@ -117,6 +121,7 @@ impl UringDriver {
         if !self.rings[1..].iter_mut().any(Ring::has_work) {
             result = self.rings[0].turn(Some(timeout), on_event);
         }
+        self.waker.awake();
         for ring in &mut self.rings[1..] {
             ring.queue.disable_signal();
         }
@@ -214,14 +219,12 @@ impl Driver for UringDriver {
     }
 
     fn turn(&mut self, timeout: Duration, on_event: &mut dyn FnMut(Event<'_>)) -> io::Result<()> {
-        let result = if self.rings.len() == 1 {
+        if self.rings.len() == 1 {
             let wait = (!timeout.is_zero()).then_some(timeout);
             self.rings[0].turn(wait, on_event)
         } else {
             self.turn_many(timeout, on_event)
-        };
-        self.waker.awake();
-        result
+        }
     }
 
     fn waker(&self) -> Waker {

@@ -19,7 +19,7 @@ use super::setup::{self, Abilities, RingInitError};
 use crate::ring::slots::{Arrival, Slots, flag};
 use crate::ring::sockets::kind_of;
 use crate::ring::token::{Operation, Token};
-use crate::ring::{ConnId, DriverConfig, DriverStats, Event};
+use crate::ring::{ConnId, DriverConfig, DriverStats, Event, Waker};
 
 /// A send of this turn, kept until the kernel has copied it.
 pub(super) struct QueuedSend {
@@ -53,6 +53,8 @@ pub(super) struct Ring {
     /// Connections whose receive found no buffer.
     parked: VecDeque<ConnId>,
     eventfds: Vec<EventfdRead>,
+    /// The main ring's: told as soon as the wait is over.
+    waker: Option<Waker>,
 }
 
 impl Ring {
@@ -76,7 +78,14 @@ impl Ring {
             recancels: Vec::new(),
             parked: VecDeque::new(),
             eventfds: Vec::new(),
+            waker: None,
         })
+    }
+
+    /// Waits for `waker` too.
+    pub(super) fn watch_waker(&mut self, waker: Waker) {
+        self.watch_eventfd(waker.as_raw_fd(), Operation::Wake);
+        self.waker = Some(waker);
     }
 
     /// Waits for `fd` too; each time it was written to is a completion of `operation`.
@@ -134,7 +143,11 @@ impl Ring {
         } else {
             wait.map(|timeout| self.wait_limit(timeout))
         };
-        self.queue.enter(wait, &mut self.stats)?;
+        let entered = self.queue.enter(wait, &mut self.stats);
+        if let Some(waker) = &self.waker {
+            waker.awake();
+        }
+        entered?;
         let submitted = self.queue.all_submitted();
         self.queue.reap(&mut self.stats)?;
         if !self.arrivals.is_empty() {
