@@ -479,7 +479,10 @@ fn serve(
 }
 
 /// One listener for each shard, all on one port.
-fn listen(address: SocketAddr, shards: usize) -> Result<(SocketAddr, Vec<TcpListener>), StartError> {
+fn listen(
+    address: SocketAddr,
+    shards: usize,
+) -> Result<(SocketAddr, Vec<TcpListener>), StartError> {
     let failed = |source| StartError::Listen { address, source };
     let first = bind_reuseport(address, BACKLOG).map_err(failed)?;
     let bound = first.local_addr().map_err(failed)?;

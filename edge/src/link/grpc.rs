@@ -65,11 +65,7 @@ pub fn endpoints(urls: &[String]) -> Result<Vec<Endpoint>, BadCoreUrl> {
 }
 
 /// Keeps one of the cores attached, the next in turn after each failure, until `stop` says so.
-pub async fn run_grpc(
-    attacher: Attacher,
-    cores: Vec<Endpoint>,
-    mut stop: watch::Receiver<bool>,
-) {
+pub async fn run_grpc(attacher: Attacher, cores: Vec<Endpoint>, mut stop: watch::Receiver<bool>) {
     let mut backoff = Backoff::default();
     for core in cores.iter().cycle() {
         let (hello, router) = attacher.begin();
@@ -120,8 +116,7 @@ async fn attach(core: &Endpoint, hello: EdgeHello) -> Result<Attached, Status> {
     };
     // Cannot fail: the queue is empty and its other end is here.
     let _ = to_stream.try_send(greeting);
-    let mut client =
-        LinkClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let mut client = LinkClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let inbound = timeout(ATTACH_MAX, client.attach(ReceiverStream::new(outbound)))
         .await
         .map_err(late("no answer to the greeting in time"))??;

@@ -18,8 +18,7 @@ pub const BACKOFF_MIN: Duration = Duration::from_millis(100);
 pub const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// Attaches to a core of the same process.
-pub type AttachLocal =
-    Box<dyn Fn(EdgeHello, Arc<dyn EdgePort>) -> Arc<dyn CorePort> + Send + Sync>;
+pub type AttachLocal = Box<dyn Fn(EdgeHello, Arc<dyn EdgePort>) -> Arc<dyn CorePort> + Send + Sync>;
 
 /// What every way of attaching shares.
 pub struct Attacher {

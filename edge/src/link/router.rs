@@ -222,7 +222,10 @@ mod tests {
 
     #[test]
     fn a_single_shard_drops_handles_of_others() {
-        let parts = split(vec![deliver(&[handle(0, 1), handle(3, 1), handle(0, 2)])], 1);
+        let parts = split(
+            vec![deliver(&[handle(0, 1), handle(3, 1), handle(0, 2)])],
+            1,
+        );
         assert!(matches!(
             &parts[0].ops[0],
             ShardOp::Many { handles, crosses_shards: false, .. }

@@ -33,9 +33,21 @@ pub fn encode(shards: &[&Published], process: ProcessNumbers, out: &mut String) 
     }
     encode_drivers(shards, out);
     for (name, help, value) in [
-        ("link_up", "Whether a core is attached.", u64::from(process.link_up)),
-        ("link_credit", "Operations that may still go up.", process.credit),
-        ("draining", "Whether new connections are refused.", u64::from(process.draining)),
+        (
+            "link_up",
+            "Whether a core is attached.",
+            u64::from(process.link_up),
+        ),
+        (
+            "link_credit",
+            "Operations that may still go up.",
+            process.credit,
+        ),
+        (
+            "draining",
+            "Whether new connections are refused.",
+            u64::from(process.draining),
+        ),
         ("shards", "Shards that run.", shards.len() as u64),
     ] {
         let family = Family {

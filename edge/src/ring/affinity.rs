@@ -13,7 +13,9 @@ pub fn allowed_cores() -> io::Result<Vec<usize>> {
     }
     let cores = 0..libc::CPU_SETSIZE as usize;
     // SAFETY: the index is below CPU_SETSIZE.
-    Ok(cores.filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect())
+    Ok(cores
+        .filter(|&core| unsafe { libc::CPU_ISSET(core, &set) })
+        .collect())
 }
 
 /// Keeps the calling thread on `core`, one of [`allowed_cores`].

@@ -47,7 +47,10 @@ impl Addresses {
                 return self.others.take(self.rate, now_ns);
             }
         }
-        self.limiters.entry(key).or_default().take(self.rate, now_ns)
+        self.limiters
+            .entry(key)
+            .or_default()
+            .take(self.rate, now_ns)
     }
 
     /// Heap bytes held.

@@ -183,8 +183,10 @@ impl Shard {
 
     /// A frame that came before the session is registered waits, within bounds.
     fn queue_early(&mut self, id: ConnId, frame: ClientFrame) {
-        let (frames_max, bytes_max) =
-            (self.settings.early_frames_max, self.settings.early_bytes_max);
+        let (frames_max, bytes_max) = (
+            self.settings.early_frames_max,
+            self.settings.early_bytes_max,
+        );
         let bytes = frame.encoded_len();
         let Some(conn) = self.slots.get_mut(id) else {
             return;

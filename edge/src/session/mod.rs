@@ -205,9 +205,8 @@ impl Shard {
                 continue;
             };
             conn.clear(flag::ANNOUNCED);
-            let under_way = conn.sends_under_way > 0
-                || conn.syncs_under_way > 0
-                || conn.fetches_under_way > 0;
+            let under_way =
+                conn.sends_under_way > 0 || conn.syncs_under_way > 0 || conn.fetches_under_way > 0;
             conn.sends_under_way = 0;
             conn.syncs_under_way = 0;
             conn.fetches_under_way = 0;
@@ -262,7 +261,10 @@ impl Shard {
         });
         let drain = self.drain.as_ref().and_then(Drain::next_ns);
         let drain = drain.map(|at| at.saturating_sub(self.now.mono_ns));
-        tick.into_iter().chain(drain).min().map(Duration::from_nanos)
+        tick.into_iter()
+            .chain(drain)
+            .min()
+            .map(Duration::from_nanos)
     }
 
     /// The numbers, gauges of memory included.

@@ -128,9 +128,7 @@ impl Shard {
     fn judge(&mut self, peer: SocketAddr, head: &[u8]) -> Handshake {
         match upgrade::parse(head, Paths::Connect) {
             Upgrade::Partial => Handshake::Partial,
-            Upgrade::Reject(rejection) => {
-                Handshake::Rejected(rejection, Number::RefusedBadRequest)
-            }
+            Upgrade::Reject(rejection) => Handshake::Rejected(rejection, Number::RefusedBadRequest),
             Upgrade::Request { consumed, request } => match self.admit(peer, &request) {
                 Ok(admitted) => Handshake::Admitted {
                     consumed,
@@ -185,7 +183,8 @@ impl Shard {
             return Ok(None);
         };
         let identity = self.verify(token).map_err(|reason| {
-            let rejection = Rejection::new(Status::Unauthorized, format!("The token: {reason}."));
+            let rejection =
+                Rejection::new(Status::Unauthorized, format!("Unauthorized: {reason}."));
             (rejection, Number::RefusedUnauthorized)
         })?;
         let device = request.device_id.as_deref();
@@ -246,9 +245,7 @@ impl Shard {
         };
         let known = (!conn.user().is_empty()).then(|| Identity {
             user: conn.user().to_owned(),
-            expires_at: Some(conn.expires_at)
-                .filter(|&at| at != 0)
-                .map(u64::from),
+            expires_at: Some(conn.expires_at).filter(|&at| at != 0).map(u64::from),
         });
         let identity = match (known, &*connect.token) {
             (None, "") => Err("a token is needed, here or in the handshake".to_owned()),
@@ -374,14 +371,16 @@ impl Shard {
             }
             State::AwaitConnect => {
                 self.counters.inc(Number::RefusedTimeout);
-                let error = Code::Unauthorized
-                    .closing(Close::ConnectTimeout, "no connect came in time");
+                let error =
+                    Code::Unauthorized.closing(Close::ConnectTimeout, "no connect came in time");
                 self.finish(id, Close::ConnectTimeout, Some(error));
             }
             _ => {
                 self.counters.inc(Number::RefusedNotRegistered);
-                let error = Code::Unavailable
-                    .closing(Close::Draining, "the session could not be registered in time");
+                let error = Code::Unavailable.closing(
+                    Close::Draining,
+                    "the session could not be registered in time",
+                );
                 let connect_id = self.slots.get_mut(id).and_then(|c| c.cold.as_mut());
                 let connect_id = connect_id.map(|c| std::mem::take(&mut c.connect_id));
                 self.finish_answering(

@@ -240,7 +240,11 @@ impl Outbox {
     /// Everything that is queued, in the order in which it is to leave: the driver took its tail.
     pub fn take(self) -> Bytes {
         if self.control.is_empty() && self.items.len() == 1 {
-            return self.items.into_iter().next().map_or_else(Bytes::new, |i| i.bytes);
+            return self
+                .items
+                .into_iter()
+                .next()
+                .map_or_else(Bytes::new, |i| i.bytes);
         }
         let mut all = Vec::with_capacity(self.control.len() + self.bytes);
         all.extend_from_slice(&self.control);
@@ -287,8 +291,12 @@ mod tests {
     fn typing_goes_before_presence_and_presence_before_receipts() {
         let mut outbox = Outbox::default();
         outbox.push(bytes(1, 30), Class::Typing, 0, BOUNDS).unwrap();
-        outbox.push(bytes(2, 30), Class::Presence, 0, BOUNDS).unwrap();
-        outbox.push(bytes(3, 30), Class::Receipt, 1, BOUNDS).unwrap();
+        outbox
+            .push(bytes(2, 30), Class::Presence, 0, BOUNDS)
+            .unwrap();
+        outbox
+            .push(bytes(3, 30), Class::Receipt, 1, BOUNDS)
+            .unwrap();
         let dropped = outbox.push(bytes(4, 30), Class::Chat, 0, BOUNDS).unwrap();
         assert_eq!((dropped.typing, dropped.presence), (1, 0));
         let dropped = outbox.push(bytes(5, 30), Class::Chat, 0, BOUNDS).unwrap();
@@ -298,7 +306,9 @@ mod tests {
         outbox.push(bytes(6, 30), Class::Chat, 0, BOUNDS).unwrap();
         let dropped = outbox.push(bytes(7, 1), Class::Typing, 0, BOUNDS).unwrap();
         assert_eq!(dropped.typing, 1);
-        let dropped = outbox.push(bytes(8, 1), Class::Presence, 0, BOUNDS).unwrap();
+        let dropped = outbox
+            .push(bytes(8, 1), Class::Presence, 0, BOUNDS)
+            .unwrap();
         assert_eq!(dropped.presence, 1);
         assert_eq!(outbox.owed(), 120);
     }
@@ -307,7 +317,9 @@ mod tests {
     fn of_receipts_about_the_same_the_newest_stays() {
         let mut outbox = Outbox::default();
         for (byte, key) in [(1, 7), (2, 8), (3, 7), (4, 7)] {
-            outbox.push(bytes(byte, 25), Class::Receipt, key, BOUNDS).unwrap();
+            outbox
+                .push(bytes(byte, 25), Class::Receipt, key, BOUNDS)
+                .unwrap();
         }
         let dropped = outbox.push(bytes(9, 10), Class::Chat, 0, BOUNDS).unwrap();
         assert_eq!(dropped.receipts, 2);

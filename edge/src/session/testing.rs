@@ -90,7 +90,10 @@ impl World {
         for (id, bytes) in actions.sends {
             assert!(!seen.contains(&id), "one send for each connection and turn");
             seen.push(id);
-            self.sent.entry(id.slot).or_default().extend_from_slice(&bytes);
+            self.sent
+                .entry(id.slot)
+                .or_default()
+                .extend_from_slice(&bytes);
         }
         self.fins.extend(actions.shutdowns);
         self.closes.extend(actions.closes);
@@ -137,7 +140,11 @@ impl World {
     /// An upgraded WebSocket: `json` or protobuf.
     pub fn upgraded(&mut self, json: bool) -> ConnId {
         let id = self.accept(Transport::WebSocket);
-        let protocol = if json { SUBPROTOCOL_JSON } else { SUBPROTOCOL_PROTO };
+        let protocol = if json {
+            SUBPROTOCOL_JSON
+        } else {
+            SUBPROTOCOL_PROTO
+        };
         let header = format!("Sec-WebSocket-Protocol: {protocol}\r\n");
         self.receive(id, request("/v1/connect", &header).as_bytes());
         let head = String::from_utf8(self.sent.remove(&id.slot).unwrap()).unwrap();
@@ -161,7 +168,7 @@ impl World {
     }
 
     pub fn connect(&mut self, id: ConnId, user: &str, device: &str) {
-        let token = token(user, 3_600);
+        let token = token(user, self.ms / 1_000 + 3_600);
         self.say(
             id,
             &format!(r#"{{"type":"connect","id":"c1","token":"{token}","device_id":"{device}"}}"#),
@@ -177,7 +184,10 @@ impl World {
         let [Got::Frame(frame)] = &got[..] else {
             panic!("{got:?}");
         };
-        assert!(matches!(frame.frame, Some(ServerBody::Connected(_))), "{frame:?}");
+        assert!(
+            matches!(frame.frame, Some(ServerBody::Connected(_))),
+            "{frame:?}"
+        );
         self.ops.clear();
         self.settled = 0;
         id
@@ -226,10 +236,14 @@ impl World {
     pub fn error(&mut self, id: ConnId) -> Error {
         let got = self.got(id);
         match <[Got; 1]>::try_from(got) {
-            Ok([Got::Frame(ServerFrame {
-                frame: Some(ServerBody::Error(error)),
-                ..
-            })]) => error,
+            Ok(
+                [
+                    Got::Frame(ServerFrame {
+                        frame: Some(ServerBody::Error(error)),
+                        ..
+                    }),
+                ],
+            ) => error,
             other => panic!("not one error: {other:?}"),
         }
     }
@@ -311,7 +325,10 @@ fn read_ws(mut bytes: &[u8]) -> Vec<Got> {
     let mut got = Vec::new();
     while let [first, len, rest @ ..] = bytes {
         let (len, rest) = match len {
-            126 => (usize::from(u16::from_be_bytes([rest[0], rest[1]])), &rest[2..]),
+            126 => (
+                usize::from(u16::from_be_bytes([rest[0], rest[1]])),
+                &rest[2..],
+            ),
             127 => (
                 u64::from_be_bytes(rest[..8].try_into().unwrap()) as usize,
                 &rest[8..],

@@ -1,0 +1,8 @@
+//! Each rule of the external contract that a session keeps, with scripted peers on both sides.
+
+mod clock;
+mod draining;
+mod frames;
+mod link;
+mod opening;
+mod slow;
