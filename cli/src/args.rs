@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::builder::StyledStr;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command, Subcommand as _};
+use trunkline_bench::args::BenchCommand;
 
 use crate::settings::table::{CONFIG_VARIABLE, Role, Setting, TABLE};
 use crate::settings::value::Kind;
@@ -46,6 +47,12 @@ pub fn command() -> Command {
             Role::Core,
             "Run a core: it orders messages, keeps them and finds their readers",
             "  TRUNKLINE_JWT_SECRET=… trunkline core --grpc 10.0.0.5:7420 --data /var/lib/trunkline",
+        ))
+        .subcommand(BenchCommand::augment_subcommands(
+            Command::new("bench")
+                .about("Put a server under load and measure what it does")
+                .subcommand_required(true)
+                .arg_required_else_help(true),
         ))
         .subcommand(doctor_command())
         .subcommand(token_command())

@@ -8,6 +8,8 @@ use crate::settings::layers::Problem;
 pub const EXIT_CONFIGURATION: u8 = 64;
 /// Something failed that a restart may mend.
 pub const EXIT_FAILURE: u8 = 1;
+/// Plus the signal's number: stopped at once, by the shell's convention.
+pub const EXIT_SIGNALLED: u8 = 128;
 
 /// Why a command did not do what it was asked.
 #[derive(Debug)]

@@ -6,13 +6,17 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 
 mod args;
+mod bench;
 mod config;
 mod doctor;
 mod exit;
+mod run;
 mod settings;
 mod token;
 
-use exit::{EXIT_CONFIGURATION, Failure};
+use exit::{EXIT_CONFIGURATION, EXIT_SIGNALLED, Failure};
+use run::Ended;
+use settings::table::Role;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -40,7 +44,9 @@ fn main() -> ExitCode {
         Some(("token", matches)) => token::run(matches, &environment),
         Some(("config", matches)) => config::run(matches, &environment),
         Some(("doctor", matches)) => doctor::run(matches),
-        _ => Err(Failure::Runtime("no such subcommand".into())),
+        Some(("bench", matches)) => bench::run(matches),
+        Some((role, matches)) => return run_role(role, matches, &environment),
+        None => Err(Failure::Runtime("no such subcommand".into())),
     };
     // 4. Say how it went.
     match done {
@@ -49,6 +55,20 @@ fn main() -> ExitCode {
             let _ = std::io::stdout().write_all(text.as_bytes());
             ExitCode::SUCCESS
         }
+        Err(failure) => failure.report(),
+    }
+}
+
+/// A subcommand that runs until a signal ends it.
+fn run_role(role: &str, matches: &clap::ArgMatches, environment: &[(String, String)]) -> ExitCode {
+    let Some(role) = Role::parse(role) else {
+        return Failure::Runtime(format!("no subcommand {role}")).report();
+    };
+    match run::run(role, matches, environment) {
+        Ok(Ended::Drained) => ExitCode::SUCCESS,
+        Ok(Ended::Stopped(signal)) => EXIT_SIGNALLED
+            .saturating_add(u8::try_from(signal).unwrap_or(0))
+            .into(),
         Err(failure) => failure.report(),
     }
 }

@@ -100,6 +100,7 @@ pub struct EdgeNode {
     threads: Vec<JoinHandle<io::Result<DrainCounts>>>,
     link_stop: watch::Sender<bool>,
     runtime: Option<Runtime>,
+    driver: &'static str,
     ws: SocketAddr,
     tcp: SocketAddr,
 }
@@ -171,6 +172,7 @@ impl EdgeNode {
             };
             started.push(start_shard(number, seat)?);
         }
+        let driver = started.first().map_or("none", |s| s.driver);
         let inboxes: Arc<[Inbox]> = started.iter().map(|s| s.inbox.clone()).collect();
         let shared = Arc::new(Shared {
             inboxes: inboxes.clone(),
@@ -195,6 +197,7 @@ impl EdgeNode {
             threads,
             link_stop,
             runtime: Some(runtime),
+            driver,
             ws,
             tcp,
         })
@@ -208,6 +211,16 @@ impl EdgeNode {
     /// Where the raw TCP listener is.
     pub const fn tcp_addr(&self) -> SocketAddr {
         self.tcp
+    }
+
+    /// What drives the sockets: "uring" or "epoll".
+    pub const fn driver_name(&self) -> &'static str {
+        self.driver
+    }
+
+    /// Whether all shards have ended, so that [`EdgeNode::join`] does not wait.
+    pub fn is_over(&self) -> bool {
+        self.threads.iter().all(JoinHandle::is_finished)
     }
 
     /// To look at this edge and to end it.
@@ -401,6 +414,8 @@ struct Seat {
 
 struct Started {
     inbox: Inbox,
+    /// The driver's name.
+    driver: &'static str,
     published: Arc<Published>,
     begin: Sender<Arc<Shared>>,
     thread: JoinHandle<io::Result<DrainCounts>>,
@@ -417,7 +432,7 @@ fn start_shard(number: usize, seat: Seat) -> Result<Started, StartError> {
         .name(format!("edge-shard-{number}"))
         .spawn(move || run_shard(seat, inbox, &of_thread, &ready, &begins))
         .map_err(StartError::Thread)?;
-    let waker = match is_ready.recv() {
+    let (waker, driver) = match is_ready.recv() {
         Ok(opened) => opened?,
         Err(_) => {
             let gone = io::Error::other("the shard's thread ended while it started");
@@ -426,6 +441,7 @@ fn start_shard(number: usize, seat: Seat) -> Result<Started, StartError> {
     };
     Ok(Started {
         inbox: Inbox { sender, waker },
+        driver,
         published,
         begin,
         thread,
@@ -436,7 +452,7 @@ fn run_shard(
     seat: Seat,
     inbox: Receiver<ToShard>,
     published: &Arc<Published>,
-    ready: &Sender<Result<Waker, StartError>>,
+    ready: &Sender<Result<(Waker, &'static str), StartError>>,
     begins: &Receiver<Arc<Shared>>,
 ) -> io::Result<DrainCounts> {
     if let Some(core) = seat.core
@@ -452,7 +468,7 @@ fn run_shard(
             return Ok(DrainCounts::default());
         }
     };
-    let _ = ready.send(Ok(driver.waker()));
+    let _ = ready.send(Ok((driver.waker(), driver.name())));
     let Ok(shared) = begins.recv() else {
         // Another shard did not start.
         return Ok(DrainCounts::default());

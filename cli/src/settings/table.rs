@@ -336,7 +336,7 @@ pub const TABLE: &[Setting] = &[
         SERVE_EDGE,
         "connect_rate",
         count(0, 1_000_000),
-        Some("0"),
+        Some("100"),
         "Connections per second and address; 0: no limit.",
     ),
     setting(
@@ -344,7 +344,7 @@ pub const TABLE: &[Setting] = &[
         SERVE_EDGE,
         "connect_burst",
         count(1, 1_000_000),
-        Some("100"),
+        Some("1000"),
         "Connections at once from one address, where connect_rate limits.",
     ),
     setting(

@@ -15,7 +15,7 @@ pub mod contract;
 pub mod embedded;
 mod journal;
 mod keys;
-mod open;
+pub mod open;
 mod rows;
 pub mod stats;
 
