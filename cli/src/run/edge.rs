@@ -1,0 +1,156 @@
+//! `trunkline edge`: sockets here, the core elsewhere; or, with `--echo`, no core at all.
+
+use std::future::IntoFuture as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use axum::Router;
+use axum::routing::get;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use trunkline_edge::echo::{Options, run_echo_shard};
+use trunkline_edge::node::{CoreLink, EdgeNode};
+use trunkline_edge::observe::admin::edge_admin_router;
+use trunkline_edge::ring::{self, BACKLOG, DriverChoice, DriverConfig, bind_reuseport};
+
+use super::listen::{Listening, bind};
+use super::serve::until;
+use super::signals::Ending;
+use super::{Ended, parts};
+use crate::exit::Failure;
+use crate::settings::Settings;
+
+pub fn run(settings: &Settings, runtime: &Runtime) -> Result<Ended, Failure> {
+    let mut ending = Ending::register()?;
+    let secret = parts::secret(settings)?;
+    let (admin, admin_address) = bind(runtime, settings.admin)?;
+    let link = CoreLink::Grpc(settings.cores.clone());
+    let edge = EdgeNode::start(parts::edge_config(settings), parts::verifier(&secret), link)
+        .map_err(|e| Failure::Runtime(e.to_string()))?;
+    let (stop, stopped) = watch::channel(false);
+    let pages = axum::serve(admin, edge_admin_router(edge.handle()))
+        .with_graceful_shutdown(until(stopped))
+        .into_future();
+    let pages = runtime.spawn(pages);
+
+    let mut listening = Listening::default();
+    listening.add("ws", edge.ws_addr());
+    listening.add("tcp", edge.tcp_addr());
+    listening.add("admin", admin_address);
+    listening.write(settings.ports_file.as_deref())?;
+    Listening::banner(
+        "trunkline edge",
+        &[
+            ("WebSocket", format!("ws://{}/v1/connect", edge.ws_addr())),
+            ("TCP", edge.tcp_addr().to_string()),
+            ("core", settings.cores.join(", ")),
+            ("admin", format!("http://{admin_address}/metrics")),
+            ("driver", edge.driver_name().to_owned()),
+        ],
+    );
+
+    let handle = edge.handle();
+    let budget = settings.drain_budget;
+    let ended = ending.wait(|| handle.drain(budget), || edge.is_over());
+    edge.stop();
+    let counts = edge.join();
+    tracing::info!(
+        clean = counts.clean,
+        forced = counts.forced,
+        "connections have ended"
+    );
+    // Nobody waits when the pages have ended by themselves.
+    let _ = stop.send(true);
+    let _ = runtime.block_on(pages);
+    Ok(ended)
+}
+
+/// The echo server, a shard for each core, with the least of admin pages.
+pub fn run_echo(settings: &Settings, runtime: &Runtime) -> Result<Ended, Failure> {
+    let mut ending = Ending::register()?;
+    let (admin, admin_address) = bind(runtime, settings.admin)?;
+    let failed = |e: &dyn std::fmt::Display| Failure::Runtime(e.to_string());
+    let stop = Arc::new(AtomicBool::new(false));
+    let choice = parts::driver(settings.io_driver);
+    let config = parts::driver_config(settings);
+    let (mut ws, mut tcp) = (settings.ws, settings.tcp);
+    let mut shards = Vec::new();
+    for _ in 0..settings.shards.unwrap_or_else(parts::cores) {
+        let listeners = [bind_reuseport(ws, BACKLOG), bind_reuseport(tcp, BACKLOG)];
+        let [ws_listener, tcp_listener] = listeners;
+        let ws_listener = ws_listener.map_err(|e| failed(&format_args!("{ws}: {e}")))?;
+        let tcp_listener = tcp_listener.map_err(|e| failed(&format_args!("{tcp}: {e}")))?;
+        // The first shard's ports are everybody's.
+        ws = ws_listener.local_addr().map_err(|e| failed(&e))?;
+        tcp = tcp_listener.local_addr().map_err(|e| failed(&e))?;
+        let seat = EchoSeat {
+            listeners: [ws_listener, tcp_listener],
+            choice,
+            config: config.clone(),
+            stop: Arc::clone(&stop),
+        };
+        shards.push(seat.start().map_err(|e| failed(&e))?);
+    }
+    let pages = Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(async || "ready\n"));
+    let (pages_stop, pages_stopped) = watch::channel(false);
+    let pages = axum::serve(admin, pages)
+        .with_graceful_shutdown(until(pages_stopped))
+        .into_future();
+    let pages = runtime.spawn(pages);
+
+    let mut listening = Listening::default();
+    listening.add("ws", ws);
+    listening.add("tcp", tcp);
+    listening.add("admin", admin_address);
+    listening.write(settings.ports_file.as_deref())?;
+    Listening::banner(
+        "trunkline edge --echo",
+        &[
+            ("WebSocket", format!("ws://{ws}/")),
+            ("TCP", tcp.to_string()),
+        ],
+    );
+
+    let over = || shards.iter().all(JoinHandle::is_finished);
+    let ended = ending.wait(|| stop.store(true, Ordering::Release), over);
+    stop.store(true, Ordering::Release);
+    let _ = pages_stop.send(true);
+    let _ = runtime.block_on(pages);
+    for shard in shards {
+        shard
+            .join()
+            .map_err(|_| Failure::Runtime("a shard panicked".into()))?
+            .map_err(Failure::Runtime)?;
+    }
+    Ok(ended)
+}
+
+/// What one echo shard is given.
+struct EchoSeat {
+    listeners: [std::net::TcpListener; 2],
+    choice: DriverChoice,
+    config: DriverConfig,
+    stop: Arc<AtomicBool>,
+}
+
+impl EchoSeat {
+    fn start(self) -> std::io::Result<JoinHandle<Result<(), String>>> {
+        std::thread::Builder::new()
+            .name("echo-shard".into())
+            .spawn(move || self.run().map_err(|e| e.to_string()))
+    }
+
+    fn run(self) -> Result<(), Box<dyn std::error::Error>> {
+        let options = Options::default();
+        // The driver is made on the thread that uses it.
+        let mut driver = ring::open(self.choice, &self.config)?;
+        let [ws, tcp] = self.listeners;
+        driver.listen(options.ws, ws)?;
+        driver.listen(options.tcp, tcp)?;
+        run_echo_shard(&mut *driver, &self.stop, &options)?;
+        Ok(())
+    }
+}
