@@ -5,7 +5,11 @@
 //! 1. Operations leave in the order in which they were made, never more than the edge granted.
 //! 2. A batch's `core_time_ms` is below the time of everything that still waits: an edge that
 //!    resumes from it misses nothing.
-//! 3. What waits is bounded by [`Bounds`]; beyond them the stream is cut.
+//! 3. While an edge that came back announces its sessions, and for [`ANNOUNCE_GRACE_MS`] after the
+//!    last of them, the time that it resumes from stands still: should the stream break again, the
+//!    sessions that were not hinted yet are hinted from the first break on. A hint too many is
+//!    harmless.
+//! 4. What waits is bounded by [`Bounds`]; beyond them the stream is cut.
 //!
 //! Called by the engine's thread, and by the simulator.
 
@@ -15,6 +19,9 @@ use std::sync::Arc;
 use prost::Message as _;
 use trunkline_proto::link::{CoreBatch, CoreOp, CoreWelcome, EdgeHello};
 use trunkline_proto::ports::{CREDIT_INITIAL, EdgePort};
+
+/// Ms after an announcement within which its hints have gone out, with much to spare.
+const ANNOUNCE_GRACE_MS: u64 = 10_000;
 
 /// What may wait for one edge's credit.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +45,9 @@ pub struct EdgeStream {
     pub operations_out: u64,
     /// Whether the stream is on the list of those to flush at the turn's end.
     pub touched: bool,
+    resumed_from_ms: u64,
+    /// Until then [`EdgeStream::resumed_from_ms`] stands.
+    announcing_until_ms: u64,
     credit: usize,
     waiting: VecDeque<Waiting>,
     /// Of the first `sized` of `waiting`.
@@ -77,11 +87,20 @@ impl EdgeStream {
             operations_in: 0,
             operations_out: 0,
             touched: false,
+            resumed_from_ms: hello.resume_from_ms,
+            announcing_until_ms: 0,
             credit: 0,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             sized: 0,
             owed: 0,
+        }
+    }
+
+    /// The edge announces sessions that were live before, or is about to.
+    pub(super) fn announces(&mut self, now_ms: u64) {
+        if self.resumed_from_ms > 0 {
+            self.announcing_until_ms = now_ms + ANNOUNCE_GRACE_MS;
         }
     }
 
@@ -131,12 +150,12 @@ impl EdgeStream {
         self.sized = self.waiting.len();
         let over = self.waiting.len() > bounds.ops_max || self.waiting_bytes > bounds.bytes_max;
         if !ops.is_empty() || self.owed > 0 {
-            let oldest_ms = self.waiting.front().map_or(u64::MAX, |w| w.made_ms);
+            let core_time_ms = self.told_until_ms(now_ms);
             self.port.deliver(CoreBatch {
                 welcome: None,
                 ops,
                 credit: std::mem::take(&mut self.owed),
-                core_time_ms: now_ms.min(oldest_ms.saturating_sub(1)),
+                core_time_ms,
             });
         } else if !over {
             return Flushed::Nothing;
@@ -146,6 +165,15 @@ impl EdgeStream {
         } else {
             Flushed::Batch { operations: ready }
         }
+    }
+
+    /// The time up to which the edge has been told everything once it has what is sent now.
+    fn told_until_ms(&self, now_ms: u64) -> u64 {
+        if now_ms < self.announcing_until_ms {
+            return self.resumed_from_ms.min(now_ms);
+        }
+        let oldest_ms = self.waiting.front().map_or(u64::MAX, |w| w.made_ms);
+        now_ms.min(oldest_ms.saturating_sub(1))
     }
 }
 
@@ -277,5 +305,21 @@ mod tests {
         stream.grant(u32::MAX, BOUNDS);
         stream.grant(u32::MAX, BOUNDS);
         assert_eq!(stream.credit(), BOUNDS.ops_max);
+    }
+
+    #[test]
+    fn the_time_to_resume_from_stands_while_sessions_are_announced() {
+        let (mut stream, port) = open();
+        stream.grant(10, BOUNDS);
+        let told = |stream: &mut EdgeStream, now_ms| {
+            stream.push(op(1), now_ms);
+            stream.flush(now_ms, BOUNDS);
+            port.take().remove(0).core_time_ms
+        };
+        stream.announces(1_000);
+        assert_eq!(told(&mut stream, 1_001), 77);
+        stream.announces(5_000);
+        assert_eq!(told(&mut stream, 5_000 + ANNOUNCE_GRACE_MS - 1), 77);
+        assert_eq!(told(&mut stream, 5_000 + ANNOUNCE_GRACE_MS), 15_000);
     }
 }

@@ -267,7 +267,8 @@ impl Turns {
             stream.port.cut("a newer stream of this edge id came");
         }
         tracing::info!(edge = edge.0, edge_id = %hello.edge_id, "edge attached");
-        let stream = EdgeStream::open(&hello, port, self.wiring.incarnation);
+        let mut stream = EdgeStream::open(&hello, port, self.wiring.incarnation);
+        stream.announces(now.unix_ms);
         self.streams.insert(edge, stream);
         self.feed(Input::EdgeAttached { edge, hello }, now);
     }
@@ -289,9 +290,14 @@ impl Turns {
         // with as soon as the engine has heard it, later in this turn.
         let mut heard = 0;
         for op in &batch.ops {
-            match op.op {
+            match &op.op {
                 Some(edge_op::Op::Frame(_)) => continue,
-                Some(edge_op::Op::Opened(_)) => stream.sessions += 1,
+                Some(edge_op::Op::Opened(opened)) => {
+                    stream.sessions += 1;
+                    if opened.announced_again {
+                        stream.announces(now.unix_ms);
+                    }
+                }
                 Some(edge_op::Op::Closed(_)) => {
                     stream.sessions = stream.sessions.saturating_sub(1);
                 }
