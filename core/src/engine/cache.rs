@@ -260,6 +260,9 @@ impl Engine {
 
     /// Carries out what waits, up to the next change.
     pub(super) fn drain(&mut self, at: u32, now: Now, out: &mut Vec<Effect>) {
+        if self.failed {
+            self.refuse_waiting(at, out);
+        }
         loop {
             let slot = &mut self.cache.slots[at];
             if slot.state.as_ref().is_some_and(|s| s.change.is_some()) {

@@ -241,17 +241,22 @@ impl Conversation {
                 member.read = watermark.read_seq;
             }
         }
-        let recent_from = snapshot.recent.len().saturating_sub(RECENT_KEPT);
-        for (index, message) in snapshot.recent.into_iter().enumerate() {
+        this.take_up_recent(registry, hash, snapshot.recent);
+        Ok(this)
+    }
+
+    /// Fills the window, and memory for pages, from the newest messages.
+    fn take_up_recent(&mut self, registry: &mut Registry, hash: Seeded, recent: Vec<Message>) {
+        let recent_from = recent.len().saturating_sub(RECENT_KEPT);
+        for (index, message) in recent.into_iter().enumerate() {
             let sender = registry.intern(&message.sender_id);
             let key = Key::new(hash, sender, &message.client_msg_id);
             let print = print(hash, &message.content, &message.content_type);
-            this.window.push(key, print, sender, &message);
+            self.window.push(key, print, sender, &message);
             if index >= recent_from {
-                this.remember(Arc::new(message));
+                self.remember(Arc::new(message));
             }
         }
-        Ok(this)
     }
 
     pub fn row(&self) -> ConversationRow {

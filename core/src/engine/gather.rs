@@ -7,7 +7,6 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 
-use smallvec::SmallVec;
 use trunkline_proto::client::{Error, ServerBody, ServerFrame, Sync, Synced};
 use trunkline_proto::codes::Code;
 use trunkline_proto::ids::ConversationId;
@@ -15,7 +14,6 @@ use trunkline_proto::limits::SYNC_CONVERSATIONS_MAX;
 
 use super::cache::OVERLOADED_RETRY_MS;
 use super::commit::id_text;
-use super::hash::Map;
 use super::machine::Engine;
 use super::read::{PageAsk, page_limit};
 use super::registry::UserRef;
@@ -56,10 +54,10 @@ enum Purpose {
 }
 
 /// Sessions of one user that may have missed something.
-#[derive(Default)]
-pub(super) struct Hints {
+struct Hints {
+    /// What was committed later may have been lost.
     since_ms: u64,
-    targets: SmallVec<[SessionRef; 1]>,
+    targets: Vec<SessionRef>,
     /// The store did not answer for a part: all of it is done again.
     incomplete: bool,
 }
@@ -86,12 +84,10 @@ pub(super) struct Gathers {
     indexes: BTreeMap<Token, u64>,
     requests_running: usize,
     hints_running: usize,
+    /// Users of whose sessions some await hints; retained.
     hints_queued: VecDeque<UserRef>,
     hints_paused_until: Option<u64>,
 }
-
-/// Hints that nobody has begun to find out, by user.
-pub(super) type HintsWanted = Map<UserRef, Hints>;
 
 impl Engine {
     /// Takes a `sync` frame in.
@@ -190,20 +186,12 @@ impl Engine {
 
     /// A session was announced again: what was committed since its link was last known to work
     /// may not have reached it.
-    pub(super) fn want_hints(&mut self, user: UserRef, target: SessionRef, resume_from_ms: u64) {
-        let since_ms = resume_from_ms.saturating_sub(HINT_OVERLAP_MS);
+    pub(super) fn want_hints(&mut self, session: SessionRef) {
         let registry = &mut self.front.registry;
-        let queued = &mut self.gathers.hints_queued;
-        let wanted = self.hints_wanted.entry(user).or_insert_with(|| {
+        if let Some(user) = registry.await_hints(session.edge, session.handle) {
             registry.retain(user);
-            queued.push_back(user);
-            Hints {
-                since_ms,
-                ..Hints::default()
-            }
-        });
-        wanted.since_ms = wanted.since_ms.min(since_ms);
-        wanted.targets.push(target);
+            self.gathers.hints_queued.push_back(user);
+        }
     }
 
     /// Begins what may begin and goes on with what can. Called after each input.
@@ -243,15 +231,15 @@ impl Engine {
     }
 
     fn begin_hints(&mut self, user: UserRef, out: &mut Vec<Effect>) {
-        let Some(hints) = self.hints_wanted.remove(&user) else {
-            return;
-        };
-        let registry = &mut self.front.registry;
-        let is_live = |t: &SessionRef| registry.session(t.edge, t.handle).is_some();
-        if !hints.targets.iter().any(is_live) {
-            registry.release(user);
-            return;
+        let (targets, resume_from_ms) = self.front.registry.take_awaiting_hints(user);
+        if targets.is_empty() {
+            return self.front.registry.release(user);
         }
+        let hints = Hints {
+            since_ms: resume_from_ms.saturating_sub(HINT_OVERLAP_MS),
+            targets,
+            incomplete: false,
+        };
         self.gathers.hints_running += 1;
         let number = self.new_gather(Purpose::Hints(hints), user, VecDeque::new(), true);
         self.begin_gather(number, out);
@@ -514,8 +502,8 @@ impl Engine {
     fn finish_hints(&mut self, user: UserRef, hints: Hints, now: Now) {
         self.gathers.hints_running -= 1;
         if hints.incomplete && !self.failed {
-            for target in &hints.targets {
-                self.want_hints(user, *target, hints.since_ms + HINT_OVERLAP_MS);
+            for target in hints.targets {
+                self.want_hints(target);
             }
             self.gathers.hints_paused_until = Some(now.mono_ns + HINTS_PAUSE_NS);
         }

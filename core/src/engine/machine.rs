@@ -7,7 +7,7 @@ use trunkline_proto::ids::{ConversationId, Snowflake, is_valid_id};
 
 use super::cache::Cache;
 use super::commit::{Batch, Dirty, Flight};
-use super::gather::{Gathers, HintsWanted};
+use super::gather::Gathers;
 use super::hash::{Map, Seeded};
 use super::read::{PageAsk, PageRead, page_limit};
 use super::registry::Registry;
@@ -34,7 +34,6 @@ pub struct Engine {
     /// Write watermarks at the next occasion: a conversation that has some is in the way.
     pub(super) flush_watermarks: bool,
     pub(super) gathers: Gathers,
-    pub(super) hints_wanted: HintsWanted,
     pub(super) reads: Map<Token, PageRead>,
     last_token: u64,
     /// The store failed for good: nothing is taken in any more.
@@ -59,7 +58,6 @@ impl Engine {
             dirty: Dirty::default(),
             flush_watermarks: false,
             gathers: Gathers::default(),
-            hints_wanted: HintsWanted::with_hasher(hash),
             reads: Map::with_hasher(hash),
             last_token: 0,
             failed: false,

@@ -17,6 +17,7 @@ use trunkline_proto::link::EdgeHello;
 
 use super::EdgeKey;
 use super::hash::Seeded;
+use super::reply::SessionRef;
 use super::slab::{NONE, Slab};
 
 /// A user, for as long as it is retained.
@@ -41,6 +42,9 @@ struct User {
 
 const FADING: u32 = 1 << 31;
 
+/// Users looked at when a turn ends, to forget them.
+const SWEPT_PER_TURN_MAX: usize = 8_192;
+
 /// A live session.
 pub(super) struct Session {
     pub handle: u64,
@@ -51,6 +55,8 @@ pub(super) struct Session {
     next: u32,
     /// Registered by a plain `opened`, not announced again after a link broke.
     pub fresh: bool,
+    /// To be told which conversations to look at, and not yet so.
+    awaits_hints: bool,
 }
 
 /// An attached edge.
@@ -59,7 +65,7 @@ pub(super) struct Edge {
     pub rate: Rate,
     /// 0: no limit.
     pub sessions_per_user_max: u32,
-    pub resume_from_ms: u64,
+    resume_from_ms: u64,
     by_handle: HashTable<u32>,
     /// Operations dealt with in this turn.
     settled: u32,
@@ -143,10 +149,13 @@ impl Registry {
         self.users[user.0].limiter.take(rate, now_ns)
     }
 
-    /// Forgets users whom nobody holds. Called when a turn ends; stops at the first who has to be
-    /// kept, so that it costs next to nothing when there is nothing to do.
+    /// Forgets users whom nobody holds, some at a time. Called when a turn ends; stops at the first
+    /// who has to be kept, so that it costs next to nothing when there is nothing to do.
     pub fn sweep(&mut self, now_ns: u64) {
-        while let Some(user) = self.fading.pop_front() {
+        for _ in 0..SWEPT_PER_TURN_MAX {
+            let Some(user) = self.fading.pop_front() else {
+                return;
+            };
             let entry = &mut self.users[user.0];
             if entry.refs != FADING {
                 entry.refs &= !FADING;
@@ -187,11 +196,15 @@ impl Registry {
     }
 
     pub fn session(&self, edge: EdgeKey, handle: u64) -> Option<&Session> {
+        self.sessions.get(self.index(edge, handle)?)
+    }
+
+    fn index(&self, edge: EdgeKey, handle: u64) -> Option<u32> {
         let entry = self.edges.get(&edge)?;
         let index = entry.by_handle.find(self.hash.number(handle), |&i| {
             self.sessions[i].handle == handle
         })?;
-        self.sessions.get(*index)
+        Some(*index)
     }
 
     /// Registers a session of an attached edge, under a handle that is not in use.
@@ -206,6 +219,7 @@ impl Registry {
             edge,
             next: self.users[user.0].first,
             fresh,
+            awaits_hints: false,
         });
         let (seed, sessions) = (self.hash, &self.sessions);
         entry
@@ -232,6 +246,35 @@ impl Registry {
         let (index, _) = found.remove();
         self.unlink(index);
         true
+    }
+
+    /// Marks a session as one that awaits hints. Gives its user if no other session of theirs does.
+    pub fn await_hints(&mut self, edge: EdgeKey, handle: u64) -> Option<UserRef> {
+        let index = self.index(edge, handle)?;
+        let user = self.sessions[index].user;
+        let is_first = !self.sessions_of(user).any(|s| s.awaits_hints);
+        self.sessions[index].awaits_hints = true;
+        is_first.then_some(user)
+    }
+
+    /// The user's sessions that await hints, no longer marked, and the earliest time from which
+    /// their edges may have missed something.
+    pub fn take_awaiting_hints(&mut self, user: UserRef) -> (Vec<SessionRef>, u64) {
+        let mut found = Vec::new();
+        let mut resume_from_ms = u64::MAX;
+        let mut next = self.users[user.0].first;
+        while let Some(session) = self.sessions.get_mut(next) {
+            next = session.next;
+            if std::mem::take(&mut session.awaits_hints) {
+                found.push(SessionRef {
+                    edge: session.edge,
+                    handle: session.handle,
+                });
+                let edge = self.edges.get(&session.edge);
+                resume_from_ms = resume_from_ms.min(edge.map_or(0, |e| e.resume_from_ms));
+            }
+        }
+        (found, resume_from_ms)
     }
 
     fn unlink(&mut self, index: u32) {

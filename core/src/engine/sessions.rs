@@ -80,9 +80,8 @@ impl Engine {
             self.front.stats.replaced += 1;
             return self.front.close_session(session, replaced(), out);
         }
-        let (max, resume_from_ms) = registry
-            .edge(session.edge)
-            .map_or((0, 0), |e| (e.sessions_per_user_max, e.resume_from_ms));
+        let edge = registry.edge(session.edge);
+        let max = edge.map_or(0, |e| e.sessions_per_user_max);
         let live = registry.sessions_of(user).count() - usize::from(older.is_some());
         if max > 0 && live >= max as usize {
             let error =
@@ -97,7 +96,7 @@ impl Engine {
         let registry = &mut self.front.registry;
         registry.open(session.edge, session.handle, user, device, !again);
         if again {
-            self.want_hints(user, session, resume_from_ms);
+            self.want_hints(session);
         } else {
             registered(session, out);
         }
@@ -112,7 +111,11 @@ impl Engine {
         else {
             self.front.stats.stale += 1;
             self.front.stats.errors += 1;
-            let error = Code::Unavailable.error("the session is not registered");
+            let mut error = Code::Unavailable.error("the session is not registered");
+            if let Some(ClientBody::SendMessage(send)) = frame.frame {
+                error.conversation_id = send.conversation_id;
+                error.client_msg_id = send.client_msg_id;
+            }
             let answer = ServerFrame::answer(frame.id, ServerBody::Error(error));
             self.front.send(session, answer, out);
             return self.front.registry.settle(session.edge);

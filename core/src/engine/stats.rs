@@ -36,7 +36,7 @@ pub struct EngineStats {
     pub committed: u64,
     /// Sends refused with `rate_limited`.
     pub rate_limited: u64,
-    /// Sends refused with `overloaded`.
+    /// Operations refused with `overloaded`.
     pub overloaded: u64,
     /// Errors answered to sessions and REST callers, of every code.
     pub errors: u64,

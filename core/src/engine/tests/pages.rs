@@ -155,8 +155,11 @@ fn rest_pages_are_those_of_fetch() {
     assert_eq!(world.refused("eve", ask(None, None, 50)), "not_a_member");
 }
 
+/// A page: its conversation, its seqs, whether there is more.
+type Shown = (String, Vec<u64>, bool);
+
 /// What a sync answered: pages' conversations with their seqs, errors' codes, the count at the end.
-fn synced(world: &mut World, session: Session) -> (Vec<(String, Vec<u64>, bool)>, Vec<Error>, u32) {
+fn synced(world: &mut World, session: Session) -> (Vec<Shown>, Vec<Error>, u32) {
     let (mut pages, mut errors, mut count) = (Vec::new(), Vec::new(), None);
     for got in world.take(session) {
         let Got::Frame(frame) = got else {

@@ -133,7 +133,11 @@ fn a_frame_of_an_unknown_session_is_answered_unavailable_and_settled() {
     let mut world = World::new();
     world.say((1, 555), "bob", "c1", "hi");
     world.turn();
-    assert_eq!(world.error((1, 555)).code, "unavailable");
+    let error = world.error((1, 555));
+    assert_eq!(
+        (error.code.as_str(), error.client_msg_id.as_str()),
+        ("unavailable", "c1")
+    );
     assert_eq!(world.settled[&1], 1);
 }
 

@@ -299,7 +299,7 @@ impl World {
 
     fn carry_out_one(&mut self, effect: Effect) {
         match effect {
-            Effect::ToEdge { edge, op } => self.to_edge(edge, op.op.expect("an operation")),
+            Effect::ToEdge { edge, op } => self.arrive(edge, op.op.expect("an operation")),
             Effect::Settled { edge, operations } => {
                 *self.settled.entry(edge.0).or_default() += operations;
             }
@@ -341,7 +341,7 @@ impl World {
         }
     }
 
-    fn to_edge(&mut self, edge: EdgeKey, op: core_op::Op) {
+    fn arrive(&mut self, edge: EdgeKey, op: core_op::Op) {
         match op {
             core_op::Op::Deliver(deliver) => {
                 let frame = deliver.frame.clone().expect("a frame");
