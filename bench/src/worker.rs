@@ -242,7 +242,9 @@ impl Worker<'_> {
                 Phase::Connect => {
                     let budget = self.plan.connect_inflight.saturating_sub(under_way);
                     for _ in 0..budget.min((self.clients.len() - dialled) as u32) {
-                        let conn = driver.connect(self.plan.server, None)?;
+                        let client = self.plan.first_client + dialled as u32;
+                        let source = source_for(self.plan.server, client);
+                        let conn = driver.connect(self.plan.server, source)?;
                         self.by_slot[conn.slot as usize] = dialled as u32;
                         self.clients[dialled].conn = Some(conn);
                         dialled += 1;
@@ -496,6 +498,24 @@ impl Worker<'_> {
         if self.plan.rate.is_none() && self.shared.phase() == Phase::Load {
             self.owing.push(index);
         }
+    }
+}
+
+/// Clients that share one source address: further ones make the kernel search long for a free port.
+const CLIENTS_PER_SOURCE: u32 = 10_000;
+
+/// A loopback address for each [`CLIENTS_PER_SOURCE`] clients; elsewhere the kernel chooses.
+fn source_for(server: SocketAddr, client: u32) -> Option<SocketAddr> {
+    let number = client / CLIENTS_PER_SOURCE;
+    match server {
+        SocketAddr::V4(to) if to.ip().is_loopback() && number > 0 => {
+            let first = u32::from(std::net::Ipv4Addr::LOCALHOST);
+            Some(SocketAddr::new(
+                std::net::Ipv4Addr::from(first + number).into(),
+                0,
+            ))
+        }
+        _ => None,
     }
 }
 
