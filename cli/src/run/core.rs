@@ -12,6 +12,10 @@ use super::{Ended, parts};
 use crate::exit::Failure;
 use crate::settings::Settings;
 
+/// Where edges listen by default; `ws_url` and `tcp_url` say otherwise.
+const EDGE_WS_PORT: u16 = 7_400;
+const EDGE_TCP_PORT: u16 = 7_401;
+
 pub fn run(settings: &Settings, runtime: &Runtime) -> Result<Ended, Failure> {
     let mut ending = Ending::register()?;
     let secret = parts::secret(settings)?;
@@ -21,7 +25,7 @@ pub fn run(settings: &Settings, runtime: &Runtime) -> Result<Ended, Failure> {
     let core = parts::start_core(settings, true)?;
     let handle = core.handle();
     let (stop, stopped) = watch::channel(false);
-    let rest = parts::rest_config(settings, &secret);
+    let rest = parts::rest_config(settings, &secret, EDGE_WS_PORT, EDGE_TCP_PORT);
     let fronts = [
         runtime.spawn(log_end(
             "gRPC",

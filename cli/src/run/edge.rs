@@ -72,7 +72,7 @@ pub fn run_echo(settings: &Settings, runtime: &Runtime) -> Result<Ended, Failure
     let (admin, admin_address) = bind(runtime, settings.admin)?;
     let failed = |e: &dyn std::fmt::Display| Failure::Runtime(e.to_string());
     let stop = Arc::new(AtomicBool::new(false));
-    let choice = parts::driver(settings.io_driver);
+    let choice = settings.io_driver;
     let config = parts::driver_config(settings);
     let (mut ws, mut tcp) = (settings.ws, settings.tcp);
     let mut shards = Vec::new();

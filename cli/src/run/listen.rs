@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use tokio::net::TcpListener;
@@ -55,5 +55,47 @@ impl Listening {
         // A closed stdout is no reason not to serve.
         let _ = out.write_all(text.as_bytes());
         let _ = out.flush();
+    }
+}
+
+/// An address that a browser on this machine can open: "any" is none.
+pub fn openable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ports_file_holds_addresses_by_name_and_nothing_is_left_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ports.json");
+        let mut listening = Listening::default();
+        listening.add("ws", ([127, 0, 0, 1], 7).into());
+        listening.write(Some(&path)).unwrap();
+        listening.add("tcp", ([127, 0, 0, 1], 8).into());
+        listening.write(Some(&path)).unwrap();
+        let read: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let expected = serde_json::json!({"ws": "127.0.0.1:7", "tcp": "127.0.0.1:8"});
+        assert_eq!(read, expected);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let nowhere = Path::new("/nonexistent/ports.json");
+        assert!(listening.write(Some(nowhere)).is_err());
+    }
+
+    #[test]
+    fn the_page_can_be_opened_wherever_it_listens() {
+        let any: SocketAddr = "0.0.0.0:7410".parse().unwrap();
+        assert_eq!(openable(any).to_string(), "127.0.0.1:7410");
+        let any: SocketAddr = "[::]:7410".parse().unwrap();
+        assert_eq!(openable(any).to_string(), "[::1]:7410");
     }
 }

@@ -24,6 +24,9 @@ use crate::settings::table::Role;
 /// Threads for REST, gRPC and the admin pages; the message path has threads of its own.
 const FRONT_THREADS: usize = 2;
 
+/// A shorter HS256 secret can be found by trying.
+const SECRET_BYTES_MIN: usize = 32;
+
 /// How a process that ran has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -48,15 +51,24 @@ pub fn run(
         Ok(limit) => tracing::debug!(limit, "open files"),
         Err(error) => tracing::warn!("the limit on open files stays as it is: {error}"),
     }
-    if settings.send_rate == 0 {
-        tracing::warn!("send_rate is 0: users may send without limit");
-    }
+    warn_about(&settings);
     let runtime = runtime()?;
     match (role, settings.echo) {
         (Role::Serve, _) => serve::run(&settings, &runtime),
         (Role::Edge, true) => edge::run_echo(&settings, &runtime),
         (Role::Edge, false) => edge::run(&settings, &runtime),
         (Role::Core, _) => core::run(&settings, &runtime),
+    }
+}
+
+/// What an operator should hear once.
+fn warn_about(settings: &Settings) {
+    if settings.send_rate == 0 {
+        tracing::warn!("send_rate is 0: users may send without limit");
+    }
+    let is_short = |secret: &String| secret.len() < SECRET_BYTES_MIN;
+    if settings.jwt_secret.as_ref().is_some_and(is_short) {
+        tracing::warn!("jwt_secret is shorter than {SECRET_BYTES_MIN} bytes: it can be guessed");
     }
 }
 

@@ -4,17 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_core::engine::EngineConfig;
-use trunkline_core::rest::RestConfig;
+use trunkline_core::rest::{Advertised, RestConfig};
 use trunkline_core::runtime::{Core, CoreConfig};
 use trunkline_core::store::embedded::EmbeddedStore;
 use trunkline_core::store::open::EmbeddedOptions;
 use trunkline_edge::node::EdgeConfig;
-use trunkline_edge::ring::{DriverChoice, DriverConfig, raise_nofile};
+use trunkline_edge::ring::{DriverConfig, raise_nofile};
 use trunkline_edge::session::Bounds;
 use trunkline_identity::{DevSecret, KeySource, Verifier};
 
 use crate::exit::Failure;
-use crate::settings::{IoDriver, Settings};
+use crate::settings::Settings;
+
+/// Connects per second and address where others than this machine can connect.
+const CONNECT_RATE_PUBLIC: u32 = 100;
 
 /// The secret that signs tokens; on `serve` without one, the data directory's own.
 pub fn secret(settings: &Settings) -> Result<String, Failure> {
@@ -57,9 +60,16 @@ pub fn start_core(settings: &Settings, needs_grpc: bool) -> Result<Core, Failure
     Core::start(config, Arc::new(store)).map_err(|e| Failure::Runtime(e.to_string()))
 }
 
-/// What the REST front tells and checks; the caller says where the transports are.
-pub fn rest_config(settings: &Settings, secret: &str) -> RestConfig {
+/// What the REST front tells and checks. `ws_port`, `tcp_port`: where clients are sent unless the
+/// settings name a URL.
+pub fn rest_config(settings: &Settings, secret: &str, ws_port: u16, tcp_port: u16) -> RestConfig {
+    let advertised = |url: &Option<String>, port| match url {
+        Some(url) => Advertised::Url(url.clone()),
+        None => Advertised::Port(port),
+    };
     RestConfig {
+        websocket: advertised(&settings.ws_url, ws_port),
+        tcp: advertised(&settings.tcp_url, tcp_port),
         dev_token_secret: settings.dev_tokens.then(|| secret.to_owned()),
         cors_origins: settings.cors.clone(),
         max_frame_bytes: settings.frame_bytes_max,
@@ -79,7 +89,7 @@ pub fn edge_config(settings: &Settings) -> EdgeConfig {
         ws: settings.ws,
         tcp: settings.tcp,
         shards: settings.shards.unwrap_or(0),
-        driver: driver(settings.io_driver),
+        driver: settings.io_driver,
         driver_config: driver_config(settings),
         sessions_per_user_max: settings.sessions_per_user_max,
         settings: trunkline_edge::session::Settings {
@@ -87,7 +97,9 @@ pub fn edge_config(settings: &Settings) -> EdgeConfig {
             frame_bytes_max: settings.frame_bytes_max,
             send_rate: settings.send_rate,
             send_burst: settings.send_burst,
-            address_rate: settings.connect_rate,
+            address_rate: settings
+                .connect_rate
+                .unwrap_or_else(|| automatic_connect_rate(settings)),
             address_burst: settings.connect_burst,
             outbox: Bounds {
                 soft: settings.outbox_soft_bytes,
@@ -99,11 +111,12 @@ pub fn edge_config(settings: &Settings) -> EdgeConfig {
     }
 }
 
-pub const fn driver(choice: IoDriver) -> DriverChoice {
-    match choice {
-        IoDriver::Auto => DriverChoice::Auto,
-        IoDriver::Uring => DriverChoice::Uring,
-        IoDriver::Epoll => DriverChoice::Epoll,
+/// Where only this machine can connect, nobody is slowed.
+fn automatic_connect_rate(settings: &Settings) -> u32 {
+    if settings.public_addresses().is_empty() {
+        0
+    } else {
+        CONNECT_RATE_PUBLIC
     }
 }
 
@@ -135,4 +148,51 @@ pub fn cores() -> usize {
 
 pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::table::Role;
+
+    fn settings(flags: &[(&'static str, &str)]) -> Settings {
+        let flags: Vec<_> = flags.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
+        Settings::load(Role::Serve, &flags, None, &[]).unwrap()
+    }
+
+    #[test]
+    fn the_settings_defaults_are_those_of_the_edge() {
+        let ours = edge_config(&settings(&[])).settings;
+        let theirs = trunkline_edge::session::Settings::default();
+        assert_eq!(ours.heartbeat_ms, theirs.heartbeat_ms);
+        assert_eq!(ours.frame_bytes_max, theirs.frame_bytes_max);
+        assert_eq!(ours.send_rate, theirs.send_rate);
+        assert_eq!(ours.send_burst, theirs.send_burst);
+        assert_eq!(ours.outbox.soft, theirs.outbox.soft);
+        assert_eq!(ours.outbox.hard, theirs.outbox.hard);
+        assert_eq!(ours.address_burst, theirs.address_burst);
+    }
+
+    #[test]
+    fn only_public_addresses_limit_connects_by_themselves() {
+        let rate =
+            |flags: &[(&'static str, &str)]| edge_config(&settings(flags)).settings.address_rate;
+        assert_eq!(rate(&[]), 0);
+        let public = [("ws", "0.0.0.0:1"), ("jwt_secret", "s")];
+        assert_eq!(rate(&public), CONNECT_RATE_PUBLIC);
+        let told = [public[0], public[1], ("connect_rate", "7")];
+        assert_eq!(rate(&told), 7);
+    }
+
+    #[test]
+    fn rings_multiply_what_a_shard_holds() {
+        let slots = |rings| {
+            let told = [("shards", "1"), ("rings_per_shard", rings)];
+            driver_config(&settings(&told)).slots_max
+        };
+        assert_eq!(slots("3"), slots("1") * 3);
+        let told = [("shards", "2"), ("connections_max", "2000")];
+        let config = driver_config(&settings(&told));
+        assert!((1_000..1_400).contains(&config.slots_max), "{config:?}");
+    }
 }

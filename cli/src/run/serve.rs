@@ -7,12 +7,12 @@ use axum::http::{StatusCode, header};
 use axum::routing::get;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
-use trunkline_core::rest::{Advertised, core_debug_router, serve_http};
+use trunkline_core::rest::{core_debug_router, serve_http};
 use trunkline_core::runtime::CoreHandle;
 use trunkline_edge::node::{CoreLink, EdgeHandle, EdgeNode};
 use trunkline_edge::observe::admin::edge_debug_router;
 
-use super::listen::{Listening, bind};
+use super::listen::{Listening, bind, openable};
 use super::signals::Ending;
 use super::{Ended, parts};
 use crate::exit::Failure;
@@ -33,9 +33,8 @@ pub fn run(settings: &Settings, runtime: &Runtime) -> Result<Ended, Failure> {
         .map_err(|e| Failure::Runtime(e.to_string()))?;
 
     let (stop, stopped) = watch::channel(false);
-    let mut rest = parts::rest_config(settings, &secret);
-    rest.websocket = Advertised::Port(edge.ws_addr().port());
-    rest.tcp = Advertised::Port(edge.tcp_addr().port());
+    let (ws_port, tcp_port) = (edge.ws_addr().port(), edge.tcp_addr().port());
+    let rest = parts::rest_config(settings, &secret, ws_port, tcp_port);
     let front = runtime.spawn(serve_http(
         http,
         core.handle(),
@@ -96,7 +95,7 @@ fn announce(
     admin: std::net::SocketAddr,
 ) {
     let mut lines = vec![
-        ("page", format!("http://{http}/")),
+        ("page", format!("http://{}/", openable(http))),
         ("WebSocket", format!("ws://{}/v1/connect", edge.ws_addr())),
         ("TCP", edge.tcp_addr().to_string()),
         ("admin", format!("http://{admin}/metrics")),

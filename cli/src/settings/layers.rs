@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::settings::table::{CONFIG_VARIABLE, Role, Setting, TABLE, VARIABLE_PREFIX, find};
+use crate::settings::table::{
+    CONFIG_VARIABLE, FOREIGN_VARIABLES, Role, Setting, TABLE, VARIABLE_PREFIX, find,
+};
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,7 +102,10 @@ impl Layers {
 
     fn add_environment(&mut self, environment: &[(String, String)], problems: &mut Vec<Problem>) {
         for (name, text) in environment {
-            if !name.starts_with(VARIABLE_PREFIX) || name == CONFIG_VARIABLE {
+            let is_ours = name.starts_with(VARIABLE_PREFIX)
+                && name != CONFIG_VARIABLE
+                && !FOREIGN_VARIABLES.contains(&&**name);
+            if !is_ours {
                 continue;
             }
             match TABLE.iter().find(|s| s.variable() == *name) {
@@ -186,7 +191,7 @@ mod tests {
 
     #[test]
     fn variables_of_others_are_none_of_our_business() {
-        let environment = [("HOME".to_owned(), "/".to_owned())];
+        let environment = ["HOME", "TRUNKLINE_BIN"].map(|name| (name.to_owned(), "/".to_owned()));
         let (_, problems) = Layers::collect(&[], None, &environment);
         assert_eq!(problems, []);
     }

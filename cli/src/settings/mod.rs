@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use trunkline_edge::ring::DriverChoice;
 use trunkline_proto::ids::is_valid_id;
 
 pub mod layers;
@@ -35,6 +36,8 @@ pub struct Settings {
     pub origins: Vec<String>,
     /// Empty: none.
     pub cors: Vec<String>,
+    pub ws_url: Option<String>,
+    pub tcp_url: Option<String>,
     pub data: PathBuf,
     pub store_dir: PathBuf,
     pub cores: Vec<String>,
@@ -44,12 +47,13 @@ pub struct Settings {
     pub dev_tokens: bool,
     pub shards: Option<usize>,
     pub rings_per_shard: Option<usize>,
-    pub io_driver: IoDriver,
+    pub io_driver: DriverChoice,
     pub connections_max: Option<u32>,
     pub echo: bool,
     pub send_rate: u32,
     pub send_burst: u32,
-    pub connect_rate: u32,
+    /// `None`: as the addresses demand.
+    pub connect_rate: Option<u32>,
     pub connect_burst: u32,
     pub sessions_per_user_max: u32,
     pub frame_bytes_max: usize,
@@ -65,14 +69,6 @@ pub struct Settings {
     pub ports_file: Option<PathBuf>,
     pub log: String,
     pub log_json: bool,
-}
-
-/// What drives the sockets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IoDriver {
-    Auto,
-    Uring,
-    Epoll,
 }
 
 impl Settings {
@@ -106,6 +102,8 @@ impl Settings {
             admin: reader.address("admin"),
             origins: any_is_empty(reader.list("origins")),
             cors: reader.list("cors"),
+            ws_url: reader.text("ws_url"),
+            tcp_url: reader.text("tcp_url"),
             store_dir: data.clone(),
             data,
             cores: reader.list("core"),
@@ -115,16 +113,16 @@ impl Settings {
             dev_tokens: reader.switch("dev_tokens").unwrap_or(false),
             shards: reader.number("shards").map(|n| n as usize),
             rings_per_shard: reader.number("rings_per_shard").map(|n| n as usize),
-            io_driver: match reader.text("io_driver").as_deref() {
-                Some("uring") => IoDriver::Uring,
-                Some("epoll") => IoDriver::Epoll,
-                _ => IoDriver::Auto,
-            },
+            // The table's choices are the driver's own names.
+            io_driver: reader
+                .text("io_driver")
+                .and_then(|name| name.parse().ok())
+                .unwrap_or_default(),
             connections_max: reader.number("connections_max").map(|n| n as u32),
             echo: role == Role::Edge && reader.switch("echo").unwrap_or(false),
             send_rate: reader.number("send_rate").unwrap_or_default() as u32,
             send_burst: reader.number("send_burst").unwrap_or_default() as u32,
-            connect_rate: reader.number("connect_rate").unwrap_or_default() as u32,
+            connect_rate: reader.number("connect_rate").map(|n| n as u32),
             connect_burst: reader.number("connect_burst").unwrap_or_default() as u32,
             sessions_per_user_max: reader.number("sessions_per_user_max").unwrap_or_default()
                 as u32,

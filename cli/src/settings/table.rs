@@ -67,6 +67,8 @@ impl Setting {
 pub const VARIABLE_PREFIX: &str = "TRUNKLINE_";
 /// The variable that stands for `--config`.
 pub const CONFIG_VARIABLE: &str = "TRUNKLINE_CONFIG";
+/// Variables that are meant for others than the binary: tests find it by this one.
+pub const FOREIGN_VARIABLES: &[&str] = &["TRUNKLINE_BIN"];
 
 /// The setting with this TOML key.
 pub fn find(key: &str) -> Option<&'static Setting> {
@@ -186,6 +188,23 @@ pub const TABLE: &[Setting] = &[
         None,
         "Origins that may call REST from a browser, comma-separated; `*`: any; unset: none.",
     ),
+    setting(
+        LISTEN,
+        SERVE_CORE,
+        "ws_url",
+        Kind::Text("URL"),
+        None,
+        "Where GET /v1/config sends WebSocket clients. Unset: to the caller's host, at the port of \
+         serve, or at 7400.",
+    ),
+    setting(
+        LISTEN,
+        SERVE_CORE,
+        "tcp_url",
+        Kind::Text("URL"),
+        None,
+        "Where GET /v1/config sends raw TCP clients. Unset: as for ws_url, at 7401.",
+    ),
     // ---- tiers ----
     setting(
         TIERS,
@@ -286,7 +305,8 @@ pub const TABLE: &[Setting] = &[
         "rings_per_shard",
         count(1, 1024),
         None,
-        "io_uring instances of each shard. Unset: as many as the file limit demands.",
+        "io_uring instances of each shard. Unset: one, or as many as the file limit demands for \
+         connections_max.",
     ),
     setting(
         RINGS,
@@ -303,7 +323,7 @@ pub const TABLE: &[Setting] = &[
         count(1, 16_777_216),
         None,
         "Connections that this process takes; further ones are refused. Unset: as many as the \
-         rings hold.",
+         file limit allows each shard's rings.",
     ),
     setting(
         RINGS,
@@ -336,8 +356,9 @@ pub const TABLE: &[Setting] = &[
         SERVE_EDGE,
         "connect_rate",
         count(0, 1_000_000),
-        Some("100"),
-        "Connections per second and address; 0: no limit.",
+        None,
+        "Connections per second and address; 0: no limit. Unset: 100, and no limit where only \
+         loopback addresses are listened on.",
     ),
     setting(
         LIMITS,
@@ -368,7 +389,7 @@ pub const TABLE: &[Setting] = &[
         SERVE_EDGE,
         "outbox_soft_bytes",
         bytes(KIB, GIB),
-        Some("64 KiB"),
+        Some("256 KiB"),
         "Unsent bytes of one connection above which typing, then presence are dropped.",
     ),
     setting(
@@ -444,7 +465,8 @@ pub const TABLE: &[Setting] = &[
         "ports_file",
         Kind::Path,
         None,
-        "Write the addresses in use there as JSON, once ready (for port 0, tests and tools).",
+        "Write the addresses in use there as JSON once they listen, serve and core once ready (for \
+         port 0, tests and tools).",
     ),
     setting(
         PROCESS,
