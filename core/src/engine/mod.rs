@@ -2,6 +2,16 @@
 //! effects`; no clock, no I/O, no randomness that was not handed in. The runtime feeds it on one
 //! thread and carries out what it asks for; the simulator does the same with a seeded world.
 //!
+//! # Layout
+//! - `machine`: the [`Engine`], where inputs are told apart; `work`: what is done to a conversation
+//! - `registry`, `sessions`: who is connected, and what edges say
+//! - `cache`, `conversation`: what is in memory, and what waits for it
+//! - `send`, `dedup`: the order, and what was here before
+//! - `commit`: the open batch, the one under way, and what it lets out
+//! - `membership`, `receipts`: what changes beside messages
+//! - `read`, `gather`, `views`: pages, work over many conversations, what REST shows
+//! - `reply`, `fanout`: answers and deliveries
+//!
 //! Invariants:
 //! 1. A seq is given once, next after the last, and to one content. A write whose outcome is unknown
 //!    is repeated unchanged until it is settled.
@@ -327,7 +337,8 @@ pub struct EngineConfig {
     pub dedup_entries_max: usize,
     /// Bytes, about, of the messages kept in memory for pages of idle conversations.
     pub recent_bytes_max: usize,
-    /// Operations queued in one open batch before sends are refused with `overloaded`.
+    /// Operations queued in one open batch before sends are refused with `overloaded`. As many may
+    /// wait for conversations that are being loaded, and as many pages may be read at once.
     pub operations_open_max: usize,
     /// Delivered and read marks reach the store at the latest after this.
     pub watermark_flush_ms: u64,

@@ -9,6 +9,7 @@ use trunkline_proto::client::{Message, Page, ServerBody, ServerFrame};
 use trunkline_proto::codes::Code;
 use trunkline_proto::ids::ConversationId;
 
+use super::cache::OVERLOADED_RETRY_MS;
 use super::commit::id_text;
 use super::conversation::{Conversation, Member};
 use super::machine::Engine;
@@ -92,6 +93,13 @@ impl Engine {
         let Some(member) = state.member(ticket.user) else {
             return self.fail_in(at, ticket, Code::NotAMember, "not a member", out);
         };
+        if self.reads.len() >= self.config.operations_open_max {
+            self.front.stats.overloaded += 1;
+            let id = id_text(state.id);
+            let mut error = error_in(Code::Overloaded, &id, "too many pages are being read");
+            error.retry_after_ms = OVERLOADED_RETRY_MS;
+            return self.front.fail(ticket, error, out);
+        }
         let read = PageRead::new(Sink::Asker(ticket), state, member, ask);
         self.advance_page(read, Some(at), out);
     }

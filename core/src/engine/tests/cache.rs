@@ -1,9 +1,10 @@
 //! Eviction: what goes, what stays, and that nothing is lost by it.
 
+use trunkline_proto::client::{Error, ServerBody};
 use trunkline_proto::ids::ConversationId;
 
-use super::world::{World, config};
-use crate::engine::EngineConfig;
+use super::world::{Got, Session, World, config};
+use crate::engine::{EngineConfig, Request};
 
 fn small(conversations_cached_max: usize) -> World {
     World::with(EngineConfig {
@@ -114,4 +115,77 @@ fn gauges_come_back_to_nothing() {
     assert_eq!((stats.operations_open, stats.operations_waiting), (0, 0));
     assert_eq!(world.engine.cache.recent_bytes, 0);
     assert_eq!(stats.users, 1);
+}
+
+#[test]
+fn what_waits_for_conversations_is_bounded() {
+    let mut world = World::with(EngineConfig {
+        operations_open_max: 4,
+        ..config()
+    });
+    let alice = world.open(1, "alice");
+    world.hold_loads = true;
+    for (to, cid) in [
+        ("a", "1"),
+        ("a", "2"),
+        ("b", "3"),
+        ("b", "4"),
+        ("c", "5"),
+        ("a", "6"),
+    ] {
+        world.say(alice, to, cid, "x");
+    }
+    world.turn();
+    for cid in ["5", "6"] {
+        let error = error_about(&world, alice, cid);
+        assert_eq!(
+            error.as_ref().map(|e| e.code.as_str()),
+            Some("overloaded"),
+            "{cid}"
+        );
+    }
+    assert_eq!(world.engine.stats().overloaded, 2);
+    world.hold_loads = false;
+    world.release();
+    assert_eq!(world.acks(alice).len(), 4);
+}
+
+#[test]
+fn pages_being_read_are_bounded() {
+    let mut world = World::with(EngineConfig {
+        operations_open_max: 70,
+        ..config()
+    });
+    let alice = world.open(1, "alice");
+    for n in 0..70 {
+        world.say(alice, "bob", &format!("c{n}"), "x");
+    }
+    world.turn();
+    world.take(alice);
+    world.hold_loads = true;
+    let ask = Request::Messages {
+        id: ConversationId::direct("alice", "bob"),
+        before: None,
+        after: Some(0),
+        limit: 1,
+    };
+    for _ in 0..70 {
+        world.ask("bob", ask.clone());
+    }
+    assert_eq!(world.held(), 70);
+    assert_eq!(world.refused("bob", ask.clone()), "overloaded");
+    world.hold_loads = false;
+    world.release();
+    assert!(world.call("bob", ask).is_ok());
+}
+
+/// The error about `cid` among what reached a session.
+fn error_about(world: &World, session: Session, cid: &str) -> Option<Error> {
+    world.got(session).iter().find_map(|got| match got {
+        Got::Frame(frame) => match &frame.frame {
+            Some(ServerBody::Error(error)) if error.client_msg_id == cid => Some(error.clone()),
+            _ => None,
+        },
+        _ => None,
+    })
 }

@@ -108,6 +108,7 @@ pub type Session = (u32, u64);
 
 /// See the module.
 pub struct World {
+    seed: u64,
     pub engine: Engine,
     pub now: Now,
     pub store: FakeStore,
@@ -172,8 +173,13 @@ impl World {
     }
 
     pub fn with(config: EngineConfig) -> Self {
+        Self::seeded(config, 7)
+    }
+
+    pub fn seeded(config: EngineConfig, seed: u64) -> Self {
         let mut world = Self {
-            engine: Engine::new(config, 0, 7),
+            seed,
+            engine: Engine::new(config, 0, seed),
             now: Now {
                 mono_ns: 1_000_000_000,
                 unix_ms: START_MS,
@@ -214,7 +220,7 @@ impl World {
             .values()
             .flat_map(|c| c.messages.values());
         let floor = floor.map(|m| m.message_id).max().unwrap_or(0);
-        self.engine = Engine::new(config, floor, 8);
+        self.engine = Engine::new(config, floor, self.seed + 1);
         self.held.clear();
         self.inboxes.clear();
         self.open.clear();
