@@ -1,12 +1,13 @@
 """The contract's promises, seen from Python's `websockets`."""
 import json
+import time
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from chat import Session
-from conftest import direct_id, mint
+from conftest import direct_id, mint, sign
 
 
 def test_a_message_reaches_its_reader_and_its_sender_gets_the_ack(server, user):
@@ -124,7 +125,13 @@ def test_text_on_a_protobuf_session_closes(server, user):
 
 
 def test_tokens_are_checked(server, user):
-    for bad in ["garbage", mint(user("a"), secret="another secret, also of some length"), mint(user("a"), ttl="0s")]:
+    now = int(time.time())
+    with connect(server.ws_url(access_token=sign({"sub": "fine", "exp": now + 60}), device_id="d")):
+        pass
+    for bad in [
+        "garbage", sign({"sub": "a"}, secret="another secret, also of some length"),
+        sign({"sub": "a", "exp": now - 1}), sign({"sub": "a"}, algorithm="none"),
+        sign({"sub": "no spaces"}), sign({"exp": now + 60}), sign({"sub": "a", "nbf": now + 60})]:
         with pytest.raises(InvalidStatus) as caught:
             connect(server.ws_url(), additional_headers={"Authorization": "Bearer " + bad})
         assert caught.value.response.status_code == 401
