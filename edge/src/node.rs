@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use trunkline_identity::Verifier;
 use trunkline_proto::limits;
 use trunkline_proto::link::{EdgeHello, VERSION};
+use trunkline_proto::ports::Handle;
 
 use crate::link::grpc::{self, BadCoreUrl};
 use crate::link::manager::{AttachLocal, Attacher, run_local};
@@ -165,7 +166,10 @@ impl EdgeNode {
             let seat = Seat {
                 core: (shards <= cores.len()).then(|| cores[number]),
                 driver: config.driver,
-                driver_config: config.driver_config.clone(),
+                driver_config: DriverConfig {
+                    slots_max: config.driver_config.slots_max.min(Handle::SLOTS_MAX),
+                    ..config.driver_config.clone()
+                },
                 settings: settings_of(&config.settings, number, shards, incarnation),
                 verifier: verifier.clone(),
                 listeners,

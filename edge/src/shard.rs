@@ -12,7 +12,7 @@ use trunkline_proto::ports::CorePort;
 
 use crate::hub::ShardOp;
 use crate::link::ToShard;
-use crate::observe::counters::{PUBLISH_INTERVAL_MS, Published};
+use crate::observe::counters::{LoopStats, PUBLISH_INTERVAL_MS, Published};
 use crate::ring::{Driver, Event, ListenerId};
 use crate::session::{Actions, DrainCounts, Now, Shard, Transport};
 
@@ -37,6 +37,7 @@ pub struct ShardLoop {
     /// The core of the present attachment.
     core: Option<(u64, Arc<dyn CorePort>)>,
     actions: Actions,
+    turns: u64,
     started: Instant,
     published_at: Instant,
     /// Something happened since the numbers were published.
@@ -61,6 +62,7 @@ impl ShardLoop {
             published,
             core: None,
             actions: Actions::default(),
+            turns: 0,
             started,
             published_at: started,
             dirty: true,
@@ -78,6 +80,7 @@ impl ShardLoop {
                 waker.awake();
             }
             self.turn_driver(timeout)?;
+            self.turns += 1;
             self.shard.begin(now(self.started));
             self.take_inbox();
             self.shard.end_turn(&mut self.actions);
@@ -249,9 +252,12 @@ impl ShardLoop {
     fn publish(&mut self, time: Instant) {
         let elapsed = time.duration_since(self.started);
         let elapsed_ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
-        let stats = self.driver.stats();
-        self.published
-            .publish(self.shard.counters(), &stats, elapsed_ns);
+        let stats = LoopStats {
+            driver: self.driver.stats(),
+            elapsed_ns,
+            turns: self.turns,
+        };
+        self.published.publish(self.shard.counters(), &stats);
         self.published_at = time;
         self.dirty = false;
     }

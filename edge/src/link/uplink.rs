@@ -9,14 +9,14 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use trunkline_proto::link::{EdgeOp, SessionClosed, SessionOpened, edge_op::Op};
 
 /// Operations that the edge may still send on one attachment; shared by its shards.
 #[derive(Debug)]
 pub struct Credit {
-    available: AtomicI64,
+    available: AtomicU64,
     /// Some shard found none and waits.
     wanted: AtomicBool,
 }
@@ -25,7 +25,7 @@ impl Credit {
     /// For a new attachment.
     pub fn new(operations: u32) -> Self {
         Self {
-            available: AtomicI64::new(i64::from(operations)),
+            available: AtomicU64::new(u64::from(operations)),
             wanted: AtomicBool::new(false),
         }
     }
@@ -33,21 +33,20 @@ impl Credit {
     /// Adds what the core granted. True if a shard waits for it and must be woken.
     pub fn grant(&self, operations: u32) -> bool {
         self.available
-            .fetch_add(i64::from(operations), Ordering::SeqCst);
+            .fetch_add(u64::from(operations), Ordering::SeqCst);
         operations > 0 && self.wanted.swap(false, Ordering::SeqCst)
     }
 
     /// What is left.
     pub fn available(&self) -> u64 {
-        u64::try_from(self.available.load(Ordering::Relaxed)).unwrap_or(0)
+        self.available.load(Ordering::SeqCst)
     }
 
     fn take(&self) -> bool {
-        if self.available.fetch_sub(1, Ordering::SeqCst) > 0 {
-            return true;
-        }
-        self.available.fetch_add(1, Ordering::SeqCst);
-        false
+        let one_less = |available: u64| available.checked_sub(1);
+        self.available
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less)
+            .is_ok()
     }
 
     /// As `take`; on failure the next grant is reported.

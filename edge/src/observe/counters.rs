@@ -263,7 +263,7 @@ impl Counters {
 }
 
 /// What a shard's loop did with its time, and its driver's counts: see [`DriverStats`].
-pub const DRIVER_NUMBERS: [(&str, &str); 13] = [
+pub const DRIVER_NUMBERS: [(&str, &str); 14] = [
     ("loop_seconds", "state=\"kernel\""),
     ("loop_seconds", "state=\"idle\""),
     ("loop_seconds", "state=\"work\""),
@@ -277,16 +277,27 @@ pub const DRIVER_NUMBERS: [(&str, &str); 13] = [
     ("ring_buffers_exhausted", ""),
     ("ring_cq_overflow", ""),
     ("ring_enters", ""),
+    ("loop_turns", ""),
 ];
 
 /// The first of [`DRIVER_NUMBERS`] are times in ns; the rest are counts.
 pub const DRIVER_TIMES: usize = 3;
 
-fn driver_values(stats: &DriverStats, elapsed_ns: u64) -> [u64; DRIVER_NUMBERS.len()] {
+/// What a loop knows of itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoopStats {
+    pub driver: DriverStats,
+    pub elapsed_ns: u64,
+    pub turns: u64,
+}
+
+fn loop_values(of: &LoopStats) -> [u64; DRIVER_NUMBERS.len()] {
+    let stats = &of.driver;
     [
         stats.kernel_ns,
         stats.idle_ns,
-        elapsed_ns.saturating_sub(stats.kernel_ns + stats.idle_ns),
+        of.elapsed_ns
+            .saturating_sub(stats.kernel_ns + stats.idle_ns),
         stats.accepted,
         stats.accept_refused,
         stats.closed,
@@ -297,6 +308,7 @@ fn driver_values(stats: &DriverStats, elapsed_ns: u64) -> [u64; DRIVER_NUMBERS.l
         stats.buffers_exhausted,
         stats.cq_overflow,
         stats.enters,
+        of.turns,
     ]
 }
 
@@ -318,8 +330,8 @@ impl Default for Published {
 
 impl Published {
     /// Called by the shard's thread alone.
-    pub fn publish(&self, counters: &Counters, stats: &DriverStats, elapsed_ns: u64) {
-        let driver = driver_values(stats, elapsed_ns);
+    pub fn publish(&self, counters: &Counters, of_loop: &LoopStats) {
+        let driver = loop_values(of_loop);
         let values = self.values.iter().zip(counters.values);
         for (to, from) in values.chain(self.driver.iter().zip(driver)) {
             to.store(from, Ordering::Relaxed);

@@ -120,7 +120,7 @@ const fn kind(family: &Family) -> (&'static str, &'static str) {
 mod tests {
     use std::collections::HashSet;
 
-    use super::counters::{Counters, Number};
+    use super::counters::{Counters, LoopStats, Number};
     use super::*;
     use crate::ring::DriverStats;
 
@@ -130,13 +130,17 @@ mod tests {
         let mut counters = Counters::default();
         counters.add(Number::BytesIn, 40);
         counters.add(Number::TcpLive, 1);
-        let stats = DriverStats {
-            enters: 3,
-            idle_ns: 1_500_000_000,
-            ..DriverStats::default()
+        let stats = LoopStats {
+            driver: DriverStats {
+                enters: 3,
+                idle_ns: 1_500_000_000,
+                ..DriverStats::default()
+            },
+            elapsed_ns: 2_000_000_000,
+            turns: 9,
         };
         for shard in &shards {
-            shard.publish(&counters, &stats, 2_000_000_000);
+            shard.publish(&counters, &stats);
         }
         let process = ProcessNumbers {
             link_up: true,
@@ -151,6 +155,7 @@ mod tests {
             "trunkline_edge_loop_seconds_total{state=\"idle\",shard=\"1\"} 1.500000000",
             "trunkline_edge_loop_seconds_total{state=\"work\",shard=\"0\"} 0.500000000",
             "trunkline_edge_ring_enters_total{shard=\"0\"} 3",
+            "trunkline_edge_loop_turns_total{shard=\"1\"} 9",
             "trunkline_edge_link_up 1",
             "# TYPE trunkline_edge_closes_total counter",
         ] {

@@ -113,7 +113,7 @@ impl Shard {
         let silent = self.tick.saturating_sub(conn.last_seen);
         if silent >= close_after && conn.has(flag::PROBED) {
             let error = Code::Unavailable.closing(Close::HeartbeatMissed, "nothing came for long");
-            let error = (conn.transport == Transport::Tcp).then_some(error);
+            let error = (conn.transport() == Transport::Tcp).then_some(error);
             self.finish(id, Close::HeartbeatMissed, error);
         } else if silent >= probe_after && !conn.has(flag::PROBED) {
             conn.set(flag::PROBED);
@@ -124,7 +124,7 @@ impl Shard {
     /// Asks a silent peer for a sign of life.
     fn probe(&mut self, id: ConnId) {
         self.counters.inc(Number::Probes);
-        match self.slots.get(id).map(|conn| conn.transport) {
+        match self.slots.get(id).map(|conn| conn.transport()) {
             Some(Transport::WebSocket) => self.send_control(id, |out| encode::ping(out, b"")),
             Some(Transport::Tcp) => {
                 let frame = ServerFrame::push(ServerBody::Pong(Pong::default()));

@@ -34,13 +34,13 @@ impl Shard {
         let Some(mut conn) = self.slots.remove(id) else {
             return;
         };
-        if let Some(gauge) = Number::sockets(conn.state, conn.transport) {
+        if let Some(gauge) = Number::sockets(conn.state, conn.transport()) {
             self.counters.sub(gauge, 1);
         }
         self.counters
             .sub(Number::MemoryIdentities, conn.identity_bytes() as u64);
         self.counters.inc(Number::closed(conn.end));
-        let (peer, transport) = (conn.peer(), conn.transport.name());
+        let (peer, transport) = (conn.peer(), conn.transport().name());
         let (identity, user_len) = conn.take_identity();
         let identity = identity.unwrap_or_default();
         let (user, device) = identity.split_at(user_len);
@@ -116,13 +116,13 @@ impl Shard {
         if conn.state == State::Closing {
             return;
         }
-        let (transport, encoding) = (conn.transport, conn.encoding);
+        let (transport, encoding) = (conn.transport(), conn.encoding);
         // On raw TCP the last error is the close frame.
         let error = error.or_else(|| {
             (transport == Transport::Tcp).then(|| code_of(close).closing(close, reason))
         });
         self.leave(id, End::Ours(close));
-        self.send_farewell(id, |out| {
+        self.send_always(id, |out| {
             if let Some(mut error) = error {
                 error.close_code = u32::from(close.code());
                 let frame = ServerFrame::answer(frame_id, ServerBody::Error(error));
@@ -137,7 +137,10 @@ impl Shard {
 
     /// `unauthorized`, 4401.
     pub(super) fn unauthorized(&mut self, id: ConnId, frame_id: &str, reason: &str) {
-        self.counters.inc(Number::RefusedUnauthorized);
+        let state = self.slots.get(id).map(|conn| conn.state);
+        if state == Some(State::AwaitConnect) {
+            self.counters.inc(Number::RefusedUnauthorized);
+        }
         let error = Code::Unauthorized.closing(Close::Unauthorized, reason);
         self.finish_answering(id, frame_id, Close::Unauthorized, Some(error));
     }
@@ -145,14 +148,14 @@ impl Shard {
     /// Answers the peer's close frame.
     pub(super) fn closed_by_peer(&mut self, id: ConnId, code: Option<u16>) {
         self.leave(id, End::Peer);
-        self.send_farewell(id, |out| encode::close_reply(out, code));
+        self.send_always(id, |out| encode::close_reply(out, code));
         self.fin(id);
     }
 
     /// Answers an HTTP request with a refusal.
     pub(super) fn reject(&mut self, id: ConnId, rejection: &Rejection) {
         self.leave(id, End::Handshake);
-        self.send_farewell(id, |out| write_rejection(out, rejection));
+        self.send_always(id, |out| write_rejection(out, rejection));
         self.fin(id);
     }
 
@@ -195,8 +198,8 @@ impl Shard {
         let Some(conn) = self.slots.get_mut(id) else {
             return;
         };
-        let before = Number::sockets(conn.state, conn.transport);
-        let after = Number::sockets(state, conn.transport);
+        let before = Number::sockets(conn.state, conn.transport());
+        let after = Number::sockets(state, conn.transport());
         conn.state = state;
         if let (Some(before), Some(after)) = (before, after) {
             self.counters.sub(before, 1);

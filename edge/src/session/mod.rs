@@ -75,6 +75,8 @@ use turns::Turns;
 
 /// Sessions announced to a new core in one turn.
 const ANNOUNCED_PER_TURN: usize = 1_024;
+/// Connections looked at for one debug page: what lies beyond is left out.
+const LISTED_FROM_MAX: usize = 65_536;
 
 /// The time, as the loop read it at the turn's beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -286,9 +288,10 @@ impl Shard {
     pub fn list(&self, state: Option<State>, limit: usize) -> Vec<ConnInfo> {
         let mut list = Vec::new();
         let mut from = 0;
-        while list.len() < limit
-            && let Some(id) = self.slots.next_used(from)
-        {
+        for _ in 0..LISTED_FROM_MAX {
+            let Some(id) = self.slots.next_used(from).filter(|_| list.len() < limit) else {
+                break;
+            };
             from = id.slot + 1;
             if let Some(conn) = self.slots.get(id)
                 && state.is_none_or(|s| s == conn.state)
@@ -307,7 +310,7 @@ impl Shard {
     fn info(&self, id: ConnId, conn: &Conn) -> ConnInfo {
         ConnInfo {
             state: conn.state.name(),
-            transport: conn.transport.name(),
+            transport: conn.transport().name(),
             encoding: match conn.encoding {
                 Encoding::JsonWs => "json",
                 Encoding::ProtoWs | Encoding::ProtoTcp => "proto",
@@ -453,8 +456,9 @@ impl Shard {
         self.scratch = scratch;
     }
 
-    /// Sends the last thing that the peer gets, behind all that it is owed.
-    fn send_farewell(&mut self, id: ConnId, write: impl FnOnce(&mut Vec<u8>)) {
+    /// Sends what a connection gets once in its life, whatever the bounds and behind all that it is
+    /// owed: the answer to the handshake, the farewell.
+    fn send_always(&mut self, id: ConnId, write: impl FnOnce(&mut Vec<u8>)) {
         let Some(conn) = self.slots.get_mut(id) else {
             return;
         };
@@ -464,7 +468,7 @@ impl Shard {
         }
         let mut bytes = Vec::new();
         write(&mut bytes);
-        self.with_outbox(id, |outbox| outbox.push_farewell(bytes.into()));
+        self.with_outbox(id, |outbox| outbox.push_always(bytes.into()));
     }
 
     /// Works on an outbox and keeps the gauge of what is owed.
@@ -541,6 +545,6 @@ impl Jitter {
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         let high = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-        (u128::from(high) * (u128::from(max) + 1) >> 32) as u64
+        ((u128::from(high) * (u128::from(max) + 1)) >> 32) as u64
     }
 }

@@ -21,12 +21,16 @@ use crate::ring::ConnId;
 /// `Retry-After` where the cause says nothing about time.
 const RETRY_AFTER_S: u32 = 1;
 
+/// Whom a handshake's token names, and the device if it was named too.
+type Named = (Identity, Option<String>);
+/// What the peer is told, and what is counted.
+type Refused = (Rejection, Number);
+
 /// What a well-formed request to upgrade is granted.
 struct Admitted {
     key: String,
     subprotocol: Subprotocol,
-    /// With a token: who, and the device if it was named too.
-    identity: Option<(Identity, Option<String>)>,
+    identity: Option<Named>,
 }
 
 /// What the bytes of a handshake came to.
@@ -140,11 +144,7 @@ impl Shard {
     }
 
     /// Who may, and as what.
-    fn admit(
-        &mut self,
-        peer: SocketAddr,
-        request: &Request<'_>,
-    ) -> Result<Admitted, (Rejection, Number)> {
+    fn admit(&mut self, peer: SocketAddr, request: &Request<'_>) -> Result<Admitted, Refused> {
         let going = Rejection::new(Status::ServiceUnavailable, "This server is going away.");
         if self.drain.is_some() {
             return Err((going.retry_after(RETRY_AFTER_S), Number::RefusedDraining));
@@ -175,10 +175,7 @@ impl Shard {
         })
     }
 
-    fn identify(
-        &self,
-        request: &Request<'_>,
-    ) -> Result<Option<(Identity, Option<String>)>, (Rejection, Number)> {
+    fn identify(&self, request: &Request<'_>) -> Result<Option<Named>, Refused> {
         let Some(token) = request.bearer.or(request.access_token.as_deref()) else {
             return Ok(None);
         };
@@ -210,8 +207,9 @@ impl Shard {
         conn.encoding = admitted.subprotocol.encoding;
         conn.codec = Codec::Ws(ws::Decoder::new(None));
         conn.deadline = deadline;
-        let out = self.turns.buffer(id, conn);
-        upgrade::write_accept(out, &admitted.key, admitted.subprotocol.name, None);
+        self.send_always(id, |out| {
+            upgrade::write_accept(out, &admitted.key, admitted.subprotocol.name, None);
+        });
         self.set_state(id, State::AwaitConnect);
         match admitted.identity {
             Some((identity, Some(device))) => self.register(id, identity, &device, String::new()),
@@ -240,6 +238,7 @@ impl Shard {
             self.send_error(id, &frame_id, Code::BadRequest.error(what));
             return;
         }
+        let now_s = self.now.unix_ms / 1_000;
         let Some(conn) = self.slots.get_mut(id) else {
             return;
         };
@@ -249,6 +248,9 @@ impl Shard {
         });
         let identity = match (known, &*connect.token) {
             (None, "") => Err("a token is needed, here or in the handshake".to_owned()),
+            (Some(known), "") if known.expires_at.is_some_and(|at| at <= now_s) => {
+                Err("the handshake's token has expired".to_owned())
+            }
             (Some(known), "") => Ok(known),
             (known, token) => match self.verify(token) {
                 Ok(identity) if known.is_some_and(|k| k.user != identity.user) => {

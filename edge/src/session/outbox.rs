@@ -144,8 +144,8 @@ impl Outbox {
         self.control.extend_from_slice(frame);
     }
 
-    /// Queues the last thing that this peer is sent, whatever the bounds: an error, a close frame.
-    pub fn push_farewell(&mut self, bytes: Bytes) {
+    /// Queues what a connection gets once in its life, whatever the bounds.
+    pub fn push_always(&mut self, bytes: Bytes) {
         self.append(bytes, Class::Chat, 0);
     }
 

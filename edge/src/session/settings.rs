@@ -20,7 +20,7 @@ pub struct Settings {
     pub send_rate: u32,
     pub send_burst: u32,
     /// Sends refused in a row after which the session is closed with 4429.
-    pub refused_in_row_max: u16,
+    pub refused_in_row_max: u8,
     /// Connects per second and address on this shard, and at once; rate 0: no limit.
     pub address_rate: u32,
     pub address_burst: u32,

@@ -20,7 +20,7 @@ use crate::frame::{tcp, ws};
 use crate::ring::ConnId;
 
 const _: () = assert!(
-    size_of::<Conn>() <= 160,
+    size_of::<Conn>() <= 128,
     "a million connections: each byte here is a megabyte"
 );
 
@@ -117,19 +117,19 @@ impl End {
 /// Bits of [`Conn::flags`].
 pub mod flag {
     /// The driver holds an unsent tail: frames go to the outbox.
-    pub const BLOCKED: u16 = 1;
+    pub const BLOCKED: u8 = 1;
     /// Asked for a sign of life since the last one.
-    pub const PROBED: u16 = 1 << 1;
+    pub const PROBED: u8 = 1 << 1;
     /// FIN goes out behind what is owed.
-    pub const FIN: u16 = 1 << 2;
+    pub const FIN: u8 = 1 << 2;
     /// FIN was handed to the driver.
-    pub const FIN_SENT: u16 = 1 << 3;
+    pub const FIN_SENT: u8 = 1 << 3;
     /// Given to the driver for closing: nothing is sent any more.
-    pub const DROPPED: u16 = 1 << 4;
+    pub const DROPPED: u8 = 1 << 4;
     /// The core was told of this session on the present link.
-    pub const ANNOUNCED: u16 = 1 << 5;
+    pub const ANNOUNCED: u8 = 1 << 5;
     /// Was told to reconnect elsewhere.
-    pub const TOLD_TO_LEAVE: u16 = 1 << 6;
+    pub const TOLD_TO_LEAVE: u8 = 1 << 6;
 }
 
 /// The reading side.
@@ -169,16 +169,15 @@ pub struct Conn {
     /// Index in the turn's table, or [`NO_TURN`].
     pub turn: u32,
     /// Sends refused in a row.
-    pub refused: u16,
+    pub refused: u8,
     /// Sends whose answer has not come.
     pub sends_under_way: u16,
     port: u16,
-    pub flags: u16,
+    pub flags: u8,
     pub syncs_under_way: u8,
     pub fetches_under_way: u8,
     user_len: u8,
     pub state: State,
-    pub transport: Transport,
     pub encoding: Encoding,
     pub end: End,
 }
@@ -230,7 +229,6 @@ impl Default for Conn {
             fetches_under_way: 0,
             user_len: 0,
             state: State::Free,
-            transport: Transport::Tcp,
             encoding: Encoding::ProtoTcp,
             end: End::None,
         }
@@ -252,7 +250,6 @@ impl Conn {
             codec,
             encoding,
             state,
-            transport,
             generation: id.generation,
             address: mapped(peer.ip()).octets(),
             port: peer.port(),
@@ -262,15 +259,23 @@ impl Conn {
         }
     }
 
-    pub const fn has(&self, flag: u16) -> bool {
+    /// Raw TCP has an encoding of its own.
+    pub const fn transport(&self) -> Transport {
+        match self.encoding {
+            Encoding::ProtoTcp => Transport::Tcp,
+            Encoding::JsonWs | Encoding::ProtoWs => Transport::WebSocket,
+        }
+    }
+
+    pub const fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }
 
-    pub const fn set(&mut self, flag: u16) {
+    pub const fn set(&mut self, flag: u8) {
         self.flags |= flag;
     }
 
-    pub const fn clear(&mut self, flag: u16) {
+    pub const fn clear(&mut self, flag: u8) {
         self.flags &= !flag;
     }
 

@@ -26,6 +26,10 @@ pub const START_MS: u64 = 1_767_225_600_000;
 
 /// What a peer was sent.
 #[derive(Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "mostly frames, and only in tests"
+)]
 pub enum Got {
     Frame(ServerFrame),
     Ping,

@@ -5,4 +5,5 @@ mod draining;
 mod frames;
 mod link;
 mod opening;
+mod random;
 mod slow;
