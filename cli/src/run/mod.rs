@@ -12,6 +12,8 @@ mod parts;
 mod serve;
 mod signals;
 
+use std::io::IsTerminal as _;
+
 use clap::ArgMatches;
 use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
@@ -86,6 +88,7 @@ fn start_logging(settings: &Settings) -> Result<(), Failure> {
         .map_err(|e| Failure::configuration("--log", e.to_string()))?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     let done = if settings.log_json {
         log.json().try_init()

@@ -473,7 +473,7 @@ pub const TABLE: &[Setting] = &[
         ALL,
         "log",
         Kind::Filter,
-        Some("info"),
+        Some("info,fjall=warn,lsm_tree=warn"),
         "What to log on stderr: a level, or a filter such as `info,trunkline_edge=debug`.",
     ),
     setting(
