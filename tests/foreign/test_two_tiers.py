@@ -60,8 +60,7 @@ def test_a_core_killed_and_started_again_is_found_again(tiers, user):
         again = Server("--grpc", grpc, "--http", http, "--admin", admin, command="core", data=core.data)
         again.start()
         eventually(lambda: ready(edge), "the edge is ready again", within=20)
-        hint = a.expect("conversation", conversation_id=direct_id(alice, bob), within=20)
-        assert hint["head_seq"] == 1
+        a.expect("conversation", conversation_id=direct_id(alice, bob), head_seq=1, within=20)
         assert a.said("during", "m2", to=bob)["seq"] == 2
         assert a.said("before", "m1", to=bob)["message_id"] == first["message_id"]
         assert b.expect("message", within=20)["content"] == "during"
