@@ -163,17 +163,10 @@ impl EdgeNode {
         let incarnation = incarnation();
         let mut started = Vec::with_capacity(shards);
         for (number, listeners) in ws_listeners.into_iter().zip(tcp_listeners).enumerate() {
-            let seat = Seat {
-                core: (shards <= cores.len()).then(|| cores[number]),
-                driver: config.driver,
-                driver_config: DriverConfig {
-                    slots_max: config.driver_config.slots_max.min(Handle::SLOTS_MAX),
-                    ..config.driver_config.clone()
-                },
-                settings: settings_of(&config.settings, number, shards, incarnation),
-                verifier: verifier.clone(),
-                listeners,
-            };
+            // More shards than cores share them as the scheduler likes.
+            let core = (shards <= cores.len()).then(|| cores[number]);
+            let settings = settings_of(&config.settings, number, shards, incarnation);
+            let seat = seat(&config, core, settings, verifier.clone(), listeners);
             started.push(start_shard(number, seat)?);
         }
         let driver = started.first().map_or("none", |s| s.driver);
@@ -414,6 +407,26 @@ struct Seat {
     settings: Settings,
     verifier: Verifier,
     listeners: (TcpListener, TcpListener),
+}
+
+fn seat(
+    config: &EdgeConfig,
+    core: Option<usize>,
+    settings: Settings,
+    verifier: Verifier,
+    listeners: (TcpListener, TcpListener),
+) -> Seat {
+    Seat {
+        core,
+        driver: config.driver,
+        driver_config: DriverConfig {
+            slots_max: config.driver_config.slots_max.min(Handle::SLOTS_MAX),
+            ..config.driver_config.clone()
+        },
+        settings,
+        verifier,
+        listeners,
+    }
 }
 
 struct Started {

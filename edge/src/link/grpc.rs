@@ -1,7 +1,7 @@
 //! The link over gRPC: one stream to one of the cores, on a tokio runtime of its own.
 //!
 //! Invariants: the first batch holds the greeting and the edge's credit, and every batch after it
-//! at most [`BATCH_BYTES`] and one operation; what the shards hand over leaves in that order, in as
+//! at most 1 MiB and one operation; what the shards hand over leaves in that order, in as
 //! few batches as the stream takes.
 
 use std::sync::Arc;
@@ -187,7 +187,7 @@ async fn pump(
     }
 }
 
-/// The same operations in the same order, in batches of at most [`BATCH_BYTES`] and one operation.
+/// The same operations in the same order, in batches of at most 1 MiB and one operation.
 fn merge(batches: impl Iterator<Item = EdgeBatch>) -> Vec<EdgeBatch> {
     let mut merged = vec![EdgeBatch::default()];
     let mut bytes = 0;

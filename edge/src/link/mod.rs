@@ -1,5 +1,5 @@
 //! The way to the core and back. Shards hand their operations to a [`CorePort`] once a turn; what
-//! the core sends is split by shard in [`EdgeRouter`] and put into the shards' inboxes, one wake
+//! the core sends is split by shard in [`router`] and put into the shards' inboxes, one wake
 //! for each batch and shard. Whether the core is in this process or behind gRPC shows only in
 //! [`manager`], which attaches and attaches anew.
 //!
