@@ -334,8 +334,11 @@ impl World {
             Effect::ReadIndex { token, user } => {
                 let found = self.store.conversations.iter();
                 let found = found.filter(|(_, c)| c.members.contains_key(&user));
-                // Backwards: the order is not promised.
-                let ids = found.map(|(id, _)| *id).rev().collect();
+                let mut ids: Vec<_> = found.map(|(id, _)| *id).collect();
+                // The order is not promised.
+                if self.seed.is_multiple_of(2) {
+                    ids.reverse();
+                }
                 let result = self.read_fails.pop_front().map_or(Ok(ids), Err);
                 self.feed(Input::IndexRead { token, result });
             }
