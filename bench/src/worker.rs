@@ -465,7 +465,7 @@ impl Worker<'_> {
                 }
                 if let Some(due) = due_of(&ack.client_msg_id).filter(|&d| self.shared.in_window(d))
                 {
-                    self.tally.ack.saturating_record(now.saturating_sub(due));
+                    record(&mut self.tally.ack, now.saturating_sub(due));
                 }
             }
             Some(ServerBody::Message(message)) => {
@@ -499,6 +499,15 @@ impl Worker<'_> {
             self.owing.push(index);
         }
     }
+}
+
+/// Into a histogram that grows: any number of ns fits.
+fn record(histogram: &mut Histogram<u64>, ns: u64) {
+    let recorded = histogram.record(ns);
+    debug_assert!(
+        recorded.is_ok(),
+        "an auto-sized histogram takes every value"
+    );
 }
 
 /// Clients that share one source address: further ones make the kernel search long for a free port.
@@ -567,6 +576,17 @@ mod tests {
         assert_eq!(schedule.wait(500), Duration::from_nanos(1_000));
         let late: Vec<_> = std::iter::from_fn(|| schedule.due(3_600, each)).collect();
         assert_eq!(late, [(1_500, 1), (2_500, 2), (3_500, 3)]);
+    }
+
+    #[test]
+    fn what_is_recorded_is_found_again() {
+        let mut tally = Tally::new();
+        for ms in 1..=1_000 {
+            record(&mut tally.ack, ms * 1_000_000);
+        }
+        let latency = crate::report::Latency::of(&tally.ack).unwrap();
+        assert!((495.0..=505.0).contains(&latency.p50_ms), "{latency:?}");
+        assert!((999.0..=1_001.0).contains(&latency.max_ms), "{latency:?}");
     }
 
     #[test]

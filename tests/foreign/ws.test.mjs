@@ -71,7 +71,7 @@ test('the JavaScript client survives a restart without losing or doubling a line
     const alice = make('js-alice');
     const bob = make('js-bob');
     const seen = [];
-    bob.on('message', (m) => seen.push([m.seq, m.content]));
+    bob.on('message', ({ message }) => seen.push([message.seq, message.content]));
     await Promise.all([alice.connect(), bob.connect()]);
     const acks = [];
     for (let n = 0; n < 10; n += 1) acks.push(alice.send({ to: 'js-bob', content: `line ${n}` }).promise);

@@ -4,15 +4,21 @@
 //! - [`process`]: `trunkline` processes on ports of their own: started, killed, started again
 //! - [`proxy`]: a TCP proxy that cuts what runs through it, in the middle of whatever it carries
 //! - [`checker`]: all acks, all deliveries and all stored rows, compared
+//! - [`wire`], [`session`]: plain clients that share no code with the product's own
+//! - [`person`], [`cast`]: people behind `trunkline-client`, alone and talking to one another
 //! - [`rest`]: the few REST calls that the tests make
 //!
 //! Invariants: a process that a test started ends with the test; ports are the kernel's choice; what
 //! is waited for is polled with a deadline.
 
+pub mod cast;
 pub mod checker;
+pub mod person;
 pub mod process;
 pub mod proxy;
 pub mod rest;
+pub mod session;
+pub mod wire;
 
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,4 @@
+//! The promises of the external contract, tried on real processes. `TRUNKLINE_IO_DRIVER` chooses the
+//! driver of all of them; `./test promises` runs everything once with each.
+
+mod crash;
