@@ -98,7 +98,7 @@ impl EdgeStream {
     }
 
     /// The edge announces sessions that were live before, or is about to.
-    pub(super) fn announces(&mut self, now_ms: u64) {
+    pub fn announces(&mut self, now_ms: u64) {
         if self.resumed_from_ms > 0 {
             self.announcing_until_ms = now_ms + ANNOUNCE_GRACE_MS;
         }
