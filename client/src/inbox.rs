@@ -384,10 +384,10 @@ impl Inbox {
                 break;
             }
             self.buffered -= 1;
-            if let Slot::Message(message) = first.remove() {
-                if seq > position {
-                    self.ready.push_back(*message);
-                }
+            if let Slot::Message(message) = first.remove()
+                && seq > position
+            {
+                self.ready.push_back(*message);
             }
             position = position.max(seq);
         }
@@ -404,14 +404,14 @@ impl Inbox {
     }
 
     fn fetch_ended(&mut self, id: &str, retry_ms: Option<u64>) {
-        if let Some(c) = self.conversations.get_mut(id) {
-            if c.fetch == FetchState::UnderWay {
-                self.fetches -= 1;
-                c.fetch = match retry_ms {
-                    Some(until_ms) => FetchState::Waiting { until_ms },
-                    None => FetchState::Idle,
-                };
-            }
+        if let Some(c) = self.conversations.get_mut(id)
+            && c.fetch == FetchState::UnderWay
+        {
+            self.fetches -= 1;
+            c.fetch = match retry_ms {
+                Some(until_ms) => FetchState::Waiting { until_ms },
+                None => FetchState::Idle,
+            };
         }
     }
 

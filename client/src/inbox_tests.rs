@@ -247,7 +247,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 /// Every seventh message is in a time in which the user was no member.
 fn visible(seq: u64) -> bool {
-    seq % 7 != 0
+    !seq.is_multiple_of(7)
 }
 
 fn answer(inbox: &mut Inbox, range: &Range, head: u64, now: u64) {

@@ -128,10 +128,10 @@ impl Marks {
             // What is told needs no remembering; what is not stays.
             let untold = &self.untold;
             self.marks.retain(|id, _| untold.contains(id));
-            if self.marks.len() >= self.marks_max {
-                if let Some(dropped) = self.untold.pop_first() {
-                    self.marks.remove(&dropped);
-                }
+            if self.marks.len() >= self.marks_max
+                && let Some(dropped) = self.untold.pop_first()
+            {
+                self.marks.remove(&dropped);
             }
         }
         let mark = self.marks.entry(conversation.to_owned()).or_default();

@@ -330,14 +330,14 @@ impl Task {
     /// Hands the machine's outputs to whom they are for, until the application has no room.
     fn deliver(&mut self) {
         loop {
-            if let Some(event) = self.held.take() {
-                match self.events.as_ref().map(|events| events.try_send(event)) {
-                    Some(Err(mpsc::error::TrySendError::Full(event))) => {
+            if let (Some(event), Some(events)) = (self.held.take(), &self.events) {
+                match events.try_send(event) {
+                    Ok(()) => {}
+                    Err(mpsc::error::TrySendError::Full(event)) => {
                         self.held = Some(event);
                         return;
                     }
-                    Some(Err(mpsc::error::TrySendError::Closed(_))) => self.events = None,
-                    Some(Ok(())) | None => {}
+                    Err(mpsc::error::TrySendError::Closed(_)) => self.events = None,
                 }
             }
             let now_ms = self.now_ms();

@@ -26,10 +26,12 @@ impl Ending {
     /// Blocks until a signal comes. SIGTERM calls `drain`, then waits until `is_over` or the next
     /// signal; SIGINT returns at once.
     pub fn wait(&mut self, drain: impl FnOnce(), is_over: impl Fn() -> bool) -> Ended {
-        for signal in &mut self.signals {
-            if signal == SIGTERM {
-                break;
-            }
+        if let Some(signal) = self
+            .signals
+            .forever()
+            .find(|s| [SIGTERM, SIGINT].contains(s))
+            && signal != SIGTERM
+        {
             return Ended::Stopped(signal);
         }
         tracing::info!("draining");

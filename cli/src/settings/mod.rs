@@ -375,13 +375,14 @@ impl Rules<'_> {
             }
             _ => {}
         }
-        if told == Some(true) && self.applies("dev_tokens") {
-            if let Some(address) = public.first() {
-                self.wrong(
-                    "dev_tokens",
-                    format!("lets anybody be any user, and {address} is a public address"),
-                );
-            }
+        if told == Some(true)
+            && self.applies("dev_tokens")
+            && let Some(address) = public.first()
+        {
+            self.wrong(
+                "dev_tokens",
+                format!("lets anybody be any user, and {address} is a public address"),
+            );
         }
     }
 }

@@ -130,10 +130,10 @@ fn in_range(value: u64, min: u64, max: u64, show: impl Fn(&u64) -> String) -> Re
 }
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    if let Some(port) = text.strip_prefix("localhost:") {
-        if let Ok(port) = port.parse::<u16>() {
-            return Ok((Ipv4Addr::LOCALHOST, port).into());
-        }
+    if let Some(port) = text.strip_prefix("localhost:")
+        && let Ok(port) = port.parse::<u16>()
+    {
+        return Ok((Ipv4Addr::LOCALHOST, port).into());
     }
     text.parse().map_err(|_| {
         format!("{text:?} is not an address: write ip:port, for example 127.0.0.1:7400")

@@ -57,13 +57,13 @@ impl Tcp {
     pub(crate) async fn recv(&mut self) -> Result<Option<ServerFrame>, DisconnectReason> {
         loop {
             if let Some(frame) = self.parse()? {
-                if let Some(ServerBody::Error(error)) = &frame.frame {
-                    if let Ok(code @ 1..) = u16::try_from(error.close_code) {
-                        self.closing = Some(DisconnectReason::Closed {
-                            code,
-                            text: error.message.clone(),
-                        });
-                    }
+                if let Some(ServerBody::Error(error)) = &frame.frame
+                    && let Ok(code @ 1..) = u16::try_from(error.close_code)
+                {
+                    self.closing = Some(DisconnectReason::Closed {
+                        code,
+                        text: error.message.clone(),
+                    });
                 }
                 return Ok(Some(frame));
             }

@@ -42,7 +42,7 @@ struct State {
 }
 
 enum Answer {
-    Frame(ServerFrame),
+    Frame(Box<ServerFrame>),
     Close(Close),
     Break,
 }
@@ -138,7 +138,7 @@ impl Server {
 
     pub fn send_all(&self, frame: &ServerFrame) {
         for (_, session) in &self.state.lock().unwrap().sessions {
-            let _ = session.send(Answer::Frame(frame.clone()));
+            let _ = session.send(Answer::Frame(Box::new(frame.clone())));
         }
     }
 
@@ -228,7 +228,10 @@ impl Server {
         let mut state = self.state.lock().unwrap();
         let id = frame.id;
         let answer = |body| {
-            let _ = answers.send(Answer::Frame(ServerFrame::answer(id.clone(), body)));
+            let _ = answers.send(Answer::Frame(Box::new(ServerFrame::answer(
+                id.clone(),
+                body,
+            ))));
         };
         if let Some(ClientBody::Connect(connect)) = frame.frame {
             state.connects += 1;
@@ -279,7 +282,7 @@ impl State {
         answer: &dyn Fn(ServerBody),
     ) {
         self.sends += 1;
-        let nth = |n: u64| n > 0 && self.sends % n == 0;
+        let nth = |n: u64| n > 0 && self.sends.is_multiple_of(n);
         if nth(self.faults.refuse) {
             let mut error = Code::Overloaded.error("busy");
             error.client_msg_id = send.client_msg_id.clone();
@@ -348,7 +351,8 @@ impl State {
                 continue;
             }
             self.pushes += 1;
-            let lost = self.faults.lose_push > 0 && self.pushes % self.faults.lose_push == 0;
+            let lost =
+                self.faults.lose_push > 0 && self.pushes.is_multiple_of(self.faults.lose_push);
             let body = if lost {
                 ServerBody::Conversation(Conversation {
                     conversation_id: message.conversation_id.clone(),
@@ -358,7 +362,7 @@ impl State {
             } else {
                 ServerBody::Message(message.clone())
             };
-            let _ = session.send(Answer::Frame(ServerFrame::push(body)));
+            let _ = session.send(Answer::Frame(Box::new(ServerFrame::push(body))));
         }
     }
 
@@ -380,11 +384,11 @@ impl State {
         }
         let mut pages = 0;
         for (id, after) in positions {
-            if let Some(page) = self.page(&id, after, u64::MAX, limit) {
-                if !page.messages.is_empty() {
-                    pages += 1;
-                    answer(ServerBody::Page(page));
-                }
+            if let Some(page) = self.page(&id, after, u64::MAX, limit)
+                && !page.messages.is_empty()
+            {
+                pages += 1;
+                answer(ServerBody::Page(page));
             }
         }
         let conversations = pages;

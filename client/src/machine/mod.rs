@@ -9,19 +9,17 @@
 //! After `connected`: the outbox is sent again; `sync` names every known conversation with its
 //! position, in chunks; then a `sync` with an empty list finds the unknown ones.
 
+mod incoming;
+mod outgoing;
+
 use std::collections::{BTreeMap, VecDeque};
 
-use trunkline_proto::client::{
-    Ack, ClientBody, ClientFrame, Connected, Error, Fetch, Heartbeat, Page, Ping, SendMessage,
-    ServerBody, ServerFrame, Sync, SyncPosition,
-};
-use trunkline_proto::codes::Code;
-use trunkline_proto::limits::{PAGE_LIMIT_MAX, SYNC_CONVERSATIONS_MAX};
+use trunkline_proto::client::{Ack, ClientBody, ClientFrame, Connected, Fetch, Page, SendMessage};
 
 use crate::event::{Event, SendError};
-use crate::inbox::{FETCH_RETRY_MS, Inbox, InboxConfig, Origin};
+use crate::inbox::{Inbox, InboxConfig};
 use crate::marks::Marks;
-use crate::outbox::{LocalId, Outbox, OutboxConfig, PushError, Refusal};
+use crate::outbox::{LocalId, Outbox, OutboxConfig, PushError};
 
 /// Bounds and times of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -306,170 +304,6 @@ impl Machine {
         self.marks.read(conversation, seq, now_ms);
     }
 
-    // ---- frames in ----
-
-    /// A frame came, other than the first `connected`.
-    pub fn frame(&mut self, frame: ServerFrame, now_ms: u64) {
-        self.heard(now_ms);
-        let id = frame.id;
-        match frame.frame {
-            Some(ServerBody::Ack(ack)) => self.ack(ack),
-            Some(ServerBody::Message(message)) => self.inbox.message(message),
-            Some(ServerBody::Page(page)) => self.page(page, &id, now_ms),
-            Some(ServerBody::Synced(_)) => self.synced(&id),
-            Some(ServerBody::Conversation(conversation)) => {
-                self.inbox
-                    .hint(&conversation.conversation_id, conversation.head_seq);
-                self.event(Event::ConversationChanged(conversation));
-            }
-            Some(ServerBody::Error(error)) => self.error(error, &id, now_ms),
-            Some(ServerBody::Receipt(receipt)) => self.event(Event::Receipt(receipt)),
-            Some(ServerBody::Typing(typing)) => self.event(Event::Typing(typing)),
-            Some(ServerBody::Presence(presence)) => self.event(Event::Presence(presence)),
-            Some(ServerBody::Reconnect(reconnect)) => {
-                let at = now_ms + u64::from(reconnect.after_ms);
-                self.reconnect_at_ms = Some((at, reconnect.reason));
-            }
-            // A second `connected` answers a renewed token; pongs only count as life; a frame
-            // without a body is of a newer server.
-            Some(ServerBody::Connected(_) | ServerBody::Pong(_)) | None => {}
-        }
-        self.hand_out();
-    }
-
-    fn ack(&mut self, ack: Ack) {
-        self.inbox.own(&ack.conversation_id, ack.seq);
-        if let Some(local) = self.outbox.ack(&ack) {
-            self.hand_out();
-            self.event(Event::Ack(ack.clone()));
-            self.outputs.push_back(Output::Sent(local, Ok(ack)));
-        }
-    }
-
-    fn page(&mut self, page: Page, id: &str, now_ms: u64) {
-        let conversation = page.conversation_id.clone();
-        let request = parse_request_id(id);
-        let origin = match request.and_then(|id| self.requests.get(&id)) {
-            Some((_, Request::Sync { .. })) => Origin::Sync,
-            Some((_, Request::FullSync)) => Origin::FullSync,
-            Some((_, Request::Gap { after, before, .. })) => Origin::Fetch {
-                after: *after,
-                before: *before,
-            },
-            Some((_, Request::Fetch)) => {
-                if let Some(id) = request {
-                    self.requests.remove(&id);
-                    self.outputs.push_back(Output::Fetched(id, Ok(page)));
-                }
-                return;
-            }
-            None => Origin::Unasked,
-        };
-        if matches!(origin, Origin::Fetch { .. }) {
-            request.and_then(|id| self.requests.remove(&id));
-        }
-        let known = self.inbox.page(page, origin, now_ms);
-        if known && origin == Origin::FullSync && self.config.deliver_automatically {
-            // The server thinks that it is still owed: the mark was lost.
-            if let Some(position) = self.inbox.position(&conversation) {
-                self.marks
-                    .delivered_was_lost(&conversation, position, now_ms);
-            }
-        }
-    }
-
-    fn synced(&mut self, id: &str) {
-        let Some(id) = parse_request_id(id) else {
-            return;
-        };
-        match self.requests.remove(&id) {
-            Some((_, Request::FullSync)) => self.inbox.full_sync_ended(),
-            Some((_, Request::Sync { .. })) => {}
-            _ => return,
-        }
-        self.catch_up.under_way = false;
-        let done = self.catch_up.conversations.is_empty() && !self.catch_up.full;
-        if done && !self.catch_up.told {
-            self.catch_up.told = true;
-            self.hand_out();
-            self.event(Event::Synced);
-        }
-    }
-
-    fn error(&mut self, error: Error, id: &str, now_ms: u64) {
-        if let Some(id) = parse_request_id(id) {
-            if let Some((_, request)) = self.requests.get(&id).cloned() {
-                self.request_refused(id, request, error, now_ms);
-                return;
-            }
-        }
-        match self.outbox.error(&error, parse_local_id(id), now_ms) {
-            Refusal::NotOurs => self.event(Event::Error(error)),
-            Refusal::Retry(_) => {}
-            Refusal::Failed(local) => {
-                self.event(Event::SendFailed {
-                    client_msg_id: error.client_msg_id.clone(),
-                    error: SendError::Refused(error.clone()),
-                });
-                self.outputs
-                    .push_back(Output::Sent(local, Err(SendError::Refused(error))));
-            }
-        }
-    }
-
-    fn request_refused(&mut self, id: u64, request: Request, error: Error, now_ms: u64) {
-        let retry_ms = now_ms + u64::from(error.retry_after_ms).max(FETCH_RETRY_MS);
-        let for_good = is_for_good(&error.code);
-        match request {
-            Request::Fetch => {
-                self.requests.remove(&id);
-                let refused = Output::Fetched(id, Err(SendError::Refused(error)));
-                self.outputs.push_back(refused);
-            }
-            Request::Gap { conversation, .. } => {
-                self.requests.remove(&id);
-                if for_good {
-                    self.inbox.give_up_gap(&conversation);
-                    self.event(Event::Error(error));
-                } else {
-                    self.inbox.fetch_failed(&conversation, retry_ms);
-                }
-            }
-            // One conversation of the sync; the others and `synced` are still to come.
-            Request::Sync { .. } | Request::FullSync if !error.conversation_id.is_empty() => {
-                if for_good {
-                    self.inbox.forget(&error.conversation_id);
-                    self.marks.forget(&error.conversation_id);
-                    self.event(Event::Error(error));
-                } else {
-                    let again = error.conversation_id;
-                    if self.inbox.position(&again).is_some() {
-                        self.catch_up.conversations.push_back(again);
-                    } else {
-                        self.catch_up.full = true;
-                    }
-                    self.catch_up.not_before_ms = retry_ms;
-                }
-            }
-            Request::Sync { .. } | Request::FullSync => {
-                self.requests.remove(&id);
-                self.sync_again(request, retry_ms);
-                if for_good {
-                    self.event(Event::Error(error));
-                }
-            }
-        }
-    }
-
-    fn sync_again(&mut self, request: Request, at_ms: u64) {
-        self.catch_up.under_way = false;
-        self.catch_up.not_before_ms = at_ms;
-        match request {
-            Request::Sync { conversations } => self.catch_up.conversations.extend(conversations),
-            _ => self.catch_up.full = true,
-        }
-    }
-
     // ---- time ----
 
     /// Time passed.
@@ -522,129 +356,6 @@ impl Machine {
         .fold(self.heartbeat_due_ms, u64::min)
     }
 
-    // ---- frames and outputs out ----
-
-    /// What the caller is to do or tell.
-    pub fn next_output(&mut self, now_ms: u64) -> Option<Output> {
-        let output = self.outputs.pop_front()?;
-        if let Output::Event(Event::Message(message)) = &output {
-            if self.config.deliver_automatically {
-                let conversation = message.conversation_id.clone();
-                self.mark_delivered(&conversation, message.seq, now_ms);
-            }
-        }
-        Some(output)
-    }
-
-    /// The next frame to send; only while connected.
-    pub fn next_frame(&mut self, now_ms: u64) -> Option<ClientFrame> {
-        if !self.online {
-            return None;
-        }
-        let frame = self
-            .next_sync(now_ms)
-            .or_else(|| self.direct.pop_front())
-            .or_else(|| {
-                let (local, message) = self.outbox.next(now_ms)?;
-                Some(ClientFrame {
-                    id: local_id(local),
-                    frame: Some(ClientBody::SendMessage(message)),
-                })
-            })
-            .or_else(|| self.next_gap(now_ms))
-            .or_else(|| self.next_mark(now_ms))
-            .or_else(|| self.next_sign_of_life(now_ms))?;
-        // Any frame shows that we live.
-        self.heartbeat_due_ms = now_ms + self.heartbeat_ms;
-        Some(frame)
-    }
-
-    fn next_sync(&mut self, now_ms: u64) -> Option<ClientFrame> {
-        let catch_up = &mut self.catch_up;
-        if catch_up.under_way || catch_up.not_before_ms > now_ms {
-            return None;
-        }
-        let count = catch_up.conversations.len().min(SYNC_CONVERSATIONS_MAX);
-        let mut conversations: Vec<String> = catch_up.conversations.drain(..count).collect();
-        conversations.sort_unstable();
-        conversations.dedup();
-        let positions: Vec<SyncPosition> = conversations
-            .iter()
-            .filter_map(|id| {
-                Some(SyncPosition {
-                    conversation_id: id.clone(),
-                    after_seq: self.inbox.position(id)?,
-                })
-            })
-            .collect();
-        let request = if !positions.is_empty() {
-            Request::Sync { conversations }
-        } else if self.catch_up.full || self.inbox.wants_full_sync() {
-            self.catch_up.full = false;
-            self.inbox.full_sync_began();
-            Request::FullSync
-        } else {
-            return None;
-        };
-        self.catch_up.under_way = true;
-        let id = self.request(request, now_ms);
-        Some(ClientFrame {
-            id: request_id(id),
-            frame: Some(ClientBody::Sync(Sync {
-                conversations: positions,
-                limit: None,
-            })),
-        })
-    }
-
-    fn next_gap(&mut self, now_ms: u64) -> Option<ClientFrame> {
-        // Pages of the sync close most gaps.
-        if self.catch_up.under_way {
-            return None;
-        }
-        let range = self.inbox.next_fetch(now_ms)?;
-        let fetch = Fetch {
-            conversation_id: range.conversation.clone(),
-            after: Some(range.after),
-            before: Some(range.before),
-            limit: Some(PAGE_LIMIT_MAX),
-        };
-        let request = Request::Gap {
-            conversation: range.conversation,
-            after: range.after,
-            before: range.before,
-        };
-        let id = self.request(request, now_ms);
-        Some(ClientFrame {
-            id: request_id(id),
-            frame: Some(ClientBody::Fetch(fetch)),
-        })
-    }
-
-    fn next_mark(&mut self, now_ms: u64) -> Option<ClientFrame> {
-        let receipt = self.marks.next(now_ms)?;
-        Some(ClientFrame {
-            id: String::new(),
-            frame: Some(ClientBody::Receipt(receipt)),
-        })
-    }
-
-    fn next_sign_of_life(&mut self, now_ms: u64) -> Option<ClientFrame> {
-        let silent = now_ms >= self.heard_ms + SILENT_HEARTBEATS * self.heartbeat_ms;
-        let body = if silent && !self.probing {
-            self.probing = true;
-            ClientBody::Ping(Ping::default())
-        } else if now_ms >= self.heartbeat_due_ms {
-            ClientBody::Heartbeat(Heartbeat::default())
-        } else {
-            return None;
-        };
-        Some(ClientFrame {
-            id: String::new(),
-            frame: Some(body),
-        })
-    }
-
     fn request(&mut self, request: Request, now_ms: u64) -> u64 {
         let id = self.next_request;
         self.next_request += 1;
@@ -662,18 +373,6 @@ impl Machine {
     fn event(&mut self, event: Event) {
         self.outputs.push_back(Output::Event(event));
     }
-}
-
-/// Whether repeating the request cannot help.
-fn is_for_good(code: &str) -> bool {
-    [
-        Code::NotAMember,
-        Code::NotFound,
-        Code::Forbidden,
-        Code::BadRequest,
-    ]
-    .iter()
-    .any(|c| c.as_str() == code)
 }
 
 fn request_id(id: u64) -> String {
