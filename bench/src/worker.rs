@@ -474,9 +474,7 @@ impl Worker<'_> {
                     self.tally.delivered += 1;
                 }
                 if let Some(due) = due_of(&message.content).filter(|&d| self.shared.in_window(d)) {
-                    self.tally
-                        .delivery
-                        .saturating_record(now.saturating_sub(due));
+                    record(&mut self.tally.delivery, now.saturating_sub(due));
                 }
             }
             Some(ServerBody::Error(error)) => {
