@@ -37,7 +37,12 @@ fn main() -> ExitCode {
     };
     // 2. The environment, read once, here.
     let environment: Vec<(String, String)> = std::env::vars_os()
-        .filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
+        .filter_map(|(name, text)| {
+            Some((
+                name.into_string().ok()?,
+                text.to_string_lossy().into_owned(),
+            ))
+        })
         .collect();
     // 3. Do it.
     let done = match matches.subcommand() {

@@ -336,7 +336,9 @@ fn help_names_every_flag_and_gives_examples() {
         }
     }
     let help = run(&["--help"], &[]);
-    for subcommand in ["serve", "edge", "core", "doctor", "token", "config"] {
+    for subcommand in [
+        "serve", "edge", "core", "bench", "doctor", "token", "config",
+    ] {
         assert!(
             help.out.contains(&format!("  {subcommand}")),
             "{}",

@@ -335,6 +335,40 @@ fn an_edge_can_echo_without_a_core() {
 }
 
 #[test]
+fn an_echo_server_that_cannot_hold_its_sockets_says_so_and_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    // More slots in one ring than any file limit allows.
+    let args = [
+        "edge",
+        "--echo",
+        "--ws",
+        ANY,
+        "--tcp",
+        ANY,
+        "--admin",
+        ANY,
+        "--io-driver",
+        "uring",
+        "--connections-max",
+        "16000000",
+        "--rings-per-shard",
+        "1",
+        "--shards",
+        "1",
+    ];
+    let run = Command::new(env!("CARGO_BIN_EXE_trunkline"))
+        .args(args)
+        .args(["--ports-file", "ports.json"])
+        .env_clear()
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    assert_eq!(run.status.code(), Some(1));
+    assert!(!run.stderr.is_empty());
+    assert!(!dir.path().join("ports.json").exists());
+}
+
+#[test]
 fn serve_without_settings_lets_developers_in_and_only_them() {
     let dir = tempfile::tempdir().unwrap();
     let serve = Process::serve(dir.path(), &[]);

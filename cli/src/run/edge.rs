@@ -128,6 +128,9 @@ pub fn run_echo(settings: &Settings, runtime: &Runtime) -> Result<Ended, Failure
     Ok(ended)
 }
 
+/// A running echo shard.
+type EchoShard = JoinHandle<Result<(), String>>;
+
 /// What one echo shard is given.
 struct EchoSeat {
     listeners: [std::net::TcpListener; 2],
@@ -137,19 +140,32 @@ struct EchoSeat {
 }
 
 impl EchoSeat {
-    fn start(self) -> std::io::Result<JoinHandle<Result<(), String>>> {
-        std::thread::Builder::new()
+    /// Starts the shard, and waits until it listens.
+    fn start(self) -> Result<EchoShard, String> {
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new()
             .name("echo-shard".into())
-            .spawn(move || self.run().map_err(|e| e.to_string()))
+            .spawn(move || self.run(&ready).map_err(|e| e.to_string()))
+            .map_err(|e| e.to_string())?;
+        if is_ready.recv().is_ok() {
+            return Ok(thread);
+        }
+        // It has ended by an error of its own.
+        match thread.join() {
+            Ok(Err(error)) => Err(error),
+            _ => Err("a shard ended while it started".into()),
+        }
     }
 
-    fn run(self) -> Result<(), Box<dyn std::error::Error>> {
+    fn run(self, ready: &std::sync::mpsc::Sender<()>) -> Result<(), Box<dyn std::error::Error>> {
         let options = Options::default();
         // The driver is made on the thread that uses it.
         let mut driver = ring::open(self.choice, &self.config)?;
         let [ws, tcp] = self.listeners;
         driver.listen(options.ws, ws)?;
         driver.listen(options.tcp, tcp)?;
+        // Whoever does not wait any more stops us soon.
+        let _ = ready.send(());
         run_echo_shard(&mut *driver, &self.stop, &options)?;
         Ok(())
     }

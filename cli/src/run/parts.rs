@@ -124,12 +124,27 @@ fn automatic_connect_rate(settings: &Settings) -> u32 {
 pub fn driver_config(settings: &Settings) -> DriverConfig {
     let limit = raise_nofile().unwrap_or(1_024).clamp(64, 1 << 20) as u32;
     let shards = settings.shards.unwrap_or_else(cores) as u32;
+    let sized = DriverConfig {
+        buffers: settings.recv_buffers,
+        buffer_size: settings.recv_buffer_bytes,
+        ..DriverConfig::default()
+    };
     let mut config = match settings.connections_max {
         // The kernel spreads arrivals by hash: a shard may get somewhat more than its share.
-        Some(all) => DriverConfig::for_connections(all.div_ceil(shards).saturating_mul(9) / 8 + 64),
+        Some(all) => {
+            let share = all.div_ceil(shards).saturating_mul(9) / 8 + 64;
+            let DriverConfig {
+                slots_max, rings, ..
+            } = DriverConfig::for_connections(share);
+            DriverConfig {
+                slots_max,
+                rings,
+                ..sized
+            }
+        }
         None => DriverConfig {
             slots_max: limit,
-            ..DriverConfig::default()
+            ..sized
         },
     };
     if let Some(rings) = settings.rings_per_shard {
@@ -194,5 +209,8 @@ mod tests {
         let told = [("shards", "2"), ("connections_max", "2000")];
         let config = driver_config(&settings(&told));
         assert!((1_000..1_400).contains(&config.slots_max), "{config:?}");
+        let theirs = DriverConfig::default();
+        assert_eq!(config.buffers, theirs.buffers);
+        assert_eq!(config.buffer_size, theirs.buffer_size);
     }
 }

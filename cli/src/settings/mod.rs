@@ -49,6 +49,9 @@ pub struct Settings {
     pub rings_per_shard: Option<usize>,
     pub io_driver: DriverChoice,
     pub connections_max: Option<u32>,
+    /// A power of two.
+    pub recv_buffers: u16,
+    pub recv_buffer_bytes: u32,
     pub echo: bool,
     pub send_rate: u32,
     pub send_burst: u32,
@@ -119,6 +122,8 @@ impl Settings {
                 .and_then(|name| name.parse().ok())
                 .unwrap_or_default(),
             connections_max: reader.number("connections_max").map(|n| n as u32),
+            recv_buffers: reader.number("recv_buffers").unwrap_or_default() as u16,
+            recv_buffer_bytes: reader.number("recv_buffer_bytes").unwrap_or_default() as u32,
             echo: role == Role::Edge && reader.switch("echo").unwrap_or(false),
             send_rate: reader.number("send_rate").unwrap_or_default() as u32,
             send_burst: reader.number("send_burst").unwrap_or_default() as u32,
@@ -168,6 +173,10 @@ impl Settings {
         }
         if let Some(id) = self.edge_id.as_deref().filter(|id| !is_valid_id(id)) {
             rules.wrong("edge_id", format!("{id:?}: 1-64 bytes of A-Za-z0-9._:@-"));
+        }
+        if !self.recv_buffers.is_power_of_two() {
+            let message = format!("{} is not a power of two", self.recv_buffers);
+            rules.wrong("recv_buffers", message);
         }
         if rules.applies("outbox_hard_bytes") {
             if self.outbox_soft_bytes > self.outbox_hard_bytes {
@@ -451,6 +460,8 @@ mod tests {
 
     #[test]
     fn bounds_are_checked_against_each_other() {
+        let problems = load(Role::Serve, &[("recv_buffers", "100")]).unwrap_err();
+        assert!(problems[0].contains("power of two"), "{problems:?}");
         let flags = [
             ("outbox_soft_bytes", "2MiB"),
             ("outbox_hard_bytes", "2 KiB"),

@@ -327,6 +327,22 @@ pub const TABLE: &[Setting] = &[
     ),
     setting(
         RINGS,
+        SERVE_EDGE,
+        "recv_buffers",
+        count(4, 32_768),
+        Some("256"),
+        "Receive buffers of each ring (io_uring), a power of two. Idle connections use none.",
+    ),
+    setting(
+        RINGS,
+        SERVE_EDGE,
+        "recv_buffer_bytes",
+        bytes(512, MIB),
+        Some("2 KiB"),
+        "Size of each receive buffer.",
+    ),
+    setting(
+        RINGS,
         EDGE,
         "echo",
         Kind::Switch,
