@@ -60,7 +60,11 @@ impl Cast {
                 (id.to_string(), vec![n, n + 1])
             })
             .collect();
-        for members in [vec![0, 3, 6, 9], vec![1, 2, 4, 7, 10], vec![0, 2, 5, 8, 10, 11]] {
+        for members in [
+            vec![0, 3, 6, 9],
+            vec![1, 2, 4, 7, 10],
+            vec![0, 2, 5, 8, 10, 11],
+        ] {
             let mut users: Vec<&str> = members.iter().map(|m| names[*m].as_str()).collect();
             // The plain sender is in every group, and reads nothing.
             users.push("plain");
@@ -186,7 +190,12 @@ impl Cast {
             person.testify(&mine, &mut checker).await;
         }
         let wrong = checker.verdict(&stored);
-        assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+        assert!(
+            wrong.is_empty(),
+            "{} wrong:\n{}",
+            wrong.len(),
+            wrong.join("\n")
+        );
         let rows: usize = stored.values().map(Vec::len).sum();
         let acks = checker.acks.len();
         assert_eq!(acks, rows, "every row was acked in the end, once");
@@ -290,10 +299,17 @@ async fn hear(
         Some(ServerBody::Error(error)) => {
             let passing = ["unavailable", "overloaded", "rate_limited"];
             assert!(passing.contains(&error.code.as_str()), "{error:?}");
-            let again = open.iter().find(|(id, ..)| *id == error.client_msg_id);
-            to_send.extend(again.cloned());
-            tokio::time::sleep(Duration::from_millis(u64::from(error.retry_after_ms).min(200)))
-                .await;
+            if error.client_msg_id.is_empty() {
+                // Of nothing under way the outcome is known.
+                to_send.clone_from(open);
+            } else {
+                let again = open.iter().find(|(id, ..)| *id == error.client_msg_id);
+                to_send.extend(again.cloned());
+            }
+            tokio::time::sleep(Duration::from_millis(
+                u64::from(error.retry_after_ms).min(200),
+            ))
+            .await;
         }
         _ => {}
     }

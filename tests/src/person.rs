@@ -121,10 +121,7 @@ impl Log {
     /// How many messages of a conversation the person has seen, however often.
     pub fn count(&self, conversation: &str) -> usize {
         let own = self.own.get(conversation);
-        let shown = self
-            .shown
-            .get(conversation)
-            .map_or(&[][..], Vec::as_slice);
+        let shown = self.shown.get(conversation).map_or(&[][..], Vec::as_slice);
         let extra = own.map_or(0, |own| {
             let shown: std::collections::HashSet<u64> = shown.iter().map(|s| s.seq).collect();
             own.keys().filter(|seq| !shown.contains(seq)).count()
