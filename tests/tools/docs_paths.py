@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-# `core/src/engine/send.rs`, `docs/adr/`: something in backquotes that goes through a directory here.
+# `core/src/engine/send.rs`, `docs/adr/`: what is in backquotes and has a slash, but not in front.
 QUOTED = re.compile(r"`([A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*/?)`")
-LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
-# Rust's `<repository>/path` has no such thing; a first part that is none of ours is another machine's.
+LINK = re.compile(r"(?:\]\(|src=\")([^)\s#\"]+)(?:#[^)\s]*)?[)\"]")
 WEB = re.compile(r"^[a-z]+:")
+# Made by a build: not in a fresh clone.
+BUILT = ("target/",)
+# Names that are files of this tree, wherever they begin. Others count when they begin in one of its folders.
+OURS = (".rs", ".md", ".toml", ".py", ".mjs", ".js", ".proto", ".conf", ".c")
 
 
 def tracked() -> tuple[set[str], set[str]]:
@@ -27,7 +30,9 @@ def missing_in(page: Path, files: set[str], folders: set[str]) -> list[str]:
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         for path in QUOTED.findall(line):
             name = path.rstrip("/")
-            if "/" not in path or path.split("/")[0] not in roots:
+            if "/" not in path or path.startswith(BUILT):
+                continue
+            if path.split("/")[0] not in roots and not path.endswith(OURS):
                 continue
             if name not in files and name not in folders:
                 problems.append(f"{page}:{number}: `{path}` does not exist")
