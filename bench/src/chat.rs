@@ -16,6 +16,8 @@ use crate::worker::{self, ClientPlan, Phase, Plan, Shared, Tally};
 
 /// Without one more connection for this long, connecting has failed.
 const CONNECT_STALL_MAX: Duration = Duration::from_secs(20);
+/// Sessions that are up before the server's memory is read for the first time, at most.
+const FIRST_SESSIONS: u32 = 256;
 /// Between the last connection and the reading of the server's memory.
 const SETTLE: Duration = Duration::from_secs(1);
 /// For answers that are under way when the load ends.
@@ -67,15 +69,32 @@ fn drive(
     resident_before: Option<u64>,
     workers: &[JoinHandle<Result<Tally, BenchError>>],
 ) -> Result<ChatReport, BenchError> {
-    let connect = wait_connected(args, shared, workers)?;
+    // What the first sessions cost once (code paged in, buffers touched) is not the others' price.
+    let first = (args.connections / 10).clamp(1, FIRST_SESSIONS);
+    let per_worker = first.div_ceil(args.threads);
+    shared.dial_max.store(per_worker, Ordering::Relaxed);
+    let first = per_worker * args.threads;
+    wait_connected(first.min(args.connections), shared, workers)?;
+    std::thread::sleep(SETTLE);
+    let resident_first = target.resident();
+    shared.dial_max.store(u32::MAX, Ordering::Relaxed);
+    let seconds = wait_connected(args.connections, shared, workers)?;
+    let further = f64::from(args.connections.saturating_sub(first).max(1));
+    let connect = ConnectPart {
+        connections: args.connections,
+        seconds,
+        per_second: further / seconds,
+    };
     shared.set_phase(Phase::Idle);
     std::thread::sleep(SETTLE);
     let memory = resident_before
+        .zip(resident_first)
         .zip(target.resident())
-        .map(|(before, after)| MemoryPart {
+        .map(|((before, first), after)| MemoryPart {
             resident_before_bytes: before,
+            resident_first_bytes: first,
             resident_connected_bytes: after,
-            bytes_per_connection: (after as f64 - before as f64) / f64::from(args.connections),
+            bytes_per_connection: (after as f64 - first as f64) / further,
         });
     let load = if args.closed_loop() == Some(0) {
         None
@@ -102,17 +121,18 @@ fn drive(
     })
 }
 
+/// Waits until `wanted` connections are up in all; the seconds that it took.
 fn wait_connected(
-    args: &ChatArgs,
+    wanted: u32,
     shared: &Shared,
     workers: &[JoinHandle<Result<Tally, BenchError>>],
-) -> Result<ConnectPart, BenchError> {
+) -> Result<f64, BenchError> {
     let began = Instant::now();
     let (mut last, mut last_change) = (0, began);
     loop {
         let connected = shared.connected.load(Ordering::Relaxed);
-        if connected >= args.connections {
-            break;
+        if connected >= wanted {
+            return Ok(began.elapsed().as_secs_f64());
         }
         if connected != last {
             (last, last_change) = (connected, Instant::now());
@@ -122,19 +142,13 @@ fn wait_connected(
         if failure.is_some() || dead || last_change.elapsed() > CONNECT_STALL_MAX {
             return Err(BenchError::Connect {
                 connected,
-                wanted: args.connections,
+                wanted,
                 seconds: began.elapsed().as_secs(),
                 failure: failure.unwrap_or_else(|| "no answer".to_owned()),
             });
         }
         std::thread::sleep(POLL);
     }
-    let seconds = began.elapsed().as_secs_f64();
-    Ok(ConnectPart {
-        connections: args.connections,
-        seconds,
-        per_second: f64::from(args.connections) / seconds,
-    })
 }
 
 fn load(args: &ChatArgs, target: &Target, shared: &Shared) -> LoadPart {

@@ -48,7 +48,10 @@ pub struct ConnectPart {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MemoryPart {
     pub resident_before_bytes: u64,
+    /// With the first sessions up: what they cost once is in it.
+    pub resident_first_bytes: u64,
     pub resident_connected_bytes: u64,
+    /// Of each further session.
     pub bytes_per_connection: f64,
 }
 

@@ -38,6 +38,8 @@ pub struct Shared {
     pub origin: Instant,
     phase: AtomicU8,
     pub connected: AtomicU32,
+    /// Connections that each worker may open so far.
+    pub dial_max: AtomicU32,
     /// The measured window, ns since `origin`.
     pub window_from: AtomicU64,
     pub window_to: AtomicU64,
@@ -52,6 +54,7 @@ impl Shared {
             origin: Instant::now(),
             phase: AtomicU8::new(Phase::Connect as u8),
             connected: AtomicU32::new(0),
+            dial_max: AtomicU32::new(0),
             window_from: AtomicU64::new(u64::MAX),
             window_to: AtomicU64::new(u64::MAX),
             outstanding: AtomicU64::new(0),
@@ -241,7 +244,9 @@ impl Worker<'_> {
             match phase {
                 Phase::Connect => {
                     let budget = self.plan.connect_inflight.saturating_sub(under_way);
-                    for _ in 0..budget.min((self.clients.len() - dialled) as u32) {
+                    let allowed = self.shared.dial_max.load(Ordering::Relaxed) as usize;
+                    let left = allowed.min(self.clients.len()).saturating_sub(dialled);
+                    for _ in 0..budget.min(left as u32) {
                         let client = self.plan.first_client + dialled as u32;
                         let source = source_for(self.plan.server, client);
                         let conn = driver.connect(self.plan.server, source)?;

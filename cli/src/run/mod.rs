@@ -44,11 +44,16 @@ pub fn run(
     matches: &ArgMatches,
     environment: &[(String, String)],
 ) -> Result<Ended, Failure> {
+    // Before anything of size is allocated.
+    let small_pages = trunkline_edge::ring::disable_huge_pages();
     let flags = args::given_settings(matches);
     let config = args::given_config(matches);
     let settings = Settings::load(role, &flags, config.as_deref(), environment)
         .map_err(Failure::Configuration)?;
     start_logging(&settings)?;
+    if let Err(error) = small_pages {
+        tracing::warn!("huge pages stay on, idle sessions will cost more memory: {error}");
+    }
     match trunkline_edge::ring::raise_nofile() {
         Ok(limit) => tracing::debug!(limit, "open files"),
         Err(error) => tracing::warn!("the limit on open files stays as it is: {error}"),

@@ -34,7 +34,7 @@ mod waker;
 pub use affinity::{allowed_cores, pin_to_core};
 pub use config::{DriverChoice, DriverConfig, OpenError, UnknownDriver, default_rings, open};
 pub use epoll::EpollDriver;
-pub use sockets::{BACKLOG, bind_reuseport, raise_nofile};
+pub use sockets::{BACKLOG, bind_reuseport, disable_huge_pages, raise_nofile};
 pub use uring::{RingInitError, UringDriver};
 pub use waker::Waker;
 
