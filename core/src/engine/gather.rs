@@ -353,12 +353,10 @@ impl Engine {
                 }
             }
             Purpose::Hints(hints) => {
-                let state = self.cache.state(at).filter(|s| {
-                    let last = s.committed_ts.max(s.changed_at);
-                    last > hints.since_ms && !s.deleted && s.present_member(user).is_some()
-                });
-                if let Some(state) = state {
-                    let frame = ServerBody::Conversation(state.frame());
+                let state = self.cache.state(at);
+                let hint = state.and_then(|s| s.hint(&self.front.registry, user, hints.since_ms));
+                if let Some(hint) = hint {
+                    let frame = ServerBody::Conversation(hint);
                     self.front.stats.hints += self.front.push_to(&hints.targets, frame, out);
                 }
             }

@@ -128,6 +128,26 @@ impl Conversation {
         }
     }
 
+    /// What a session of `user` is told that may have missed something since then. Whoever was
+    /// removed meanwhile is told so, and has what was sent before still to read.
+    pub fn hint(
+        &self,
+        registry: &Registry,
+        user: UserRef,
+        since_ms: u64,
+    ) -> Option<client::Conversation> {
+        let member = self.member(user)?;
+        if self.deleted || self.committed_ts.max(self.changed_at) <= since_ms {
+            return None;
+        }
+        let mut frame = self.frame();
+        if !member.is_present() {
+            frame.head_seq = self.head_for(member);
+            frame.members_removed = vec![registry.name(user).to_owned()];
+        }
+        Some(frame)
+    }
+
     /// The caller of a change, if they may ask for one at all.
     fn changer(&self, caller: UserRef) -> Result<&Member, Refusal> {
         let member = self

@@ -76,22 +76,31 @@ fn the_minute_before_the_break_counts_too() {
 }
 
 #[test]
-fn a_change_of_members_is_hinted_at_and_a_former_member_is_not_told() {
+fn a_change_of_members_is_hinted_at_also_to_whom_it_removed() {
     let mut world = World::new();
+    let alice = world.open(1, "alice");
     let group = world.group("alice", &["bob", "carol"]);
     world.pass(600_000);
     let broke_at = world.now.unix_ms;
     world.feed(Input::EdgeDetached { edge: EdgeKey(2) });
+    world.say_in(alice, group, "c1", "carol is still here");
+    world.turn();
     let gone = Request::RemoveMember {
         id: group,
         user: "carol".to_owned(),
     };
     world.call("alice", gone).unwrap();
+    world.say_in(alice, group, "c2", "carol has left");
+    world.turn();
     reattach(&mut world, 5, "edge-2", broke_at);
     world.announce((5, 77), "bob", "phone", true);
     world.announce((5, 78), "carol", "phone", true);
-    assert_eq!(hints(&mut world, (5, 77))[0].version, 2);
-    assert_eq!(hints(&mut world, (5, 78)), []);
+    let told = hints(&mut world, (5, 77));
+    assert_eq!((told[0].version, told[0].head_seq), (2, 2));
+    // She may have missed what came before, and that she was removed.
+    let told = hints(&mut world, (5, 78));
+    assert_eq!((told[0].version, told[0].head_seq), (2, 1));
+    assert_eq!(told[0].members_removed, ["carol"]);
 }
 
 #[test]
