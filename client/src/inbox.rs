@@ -302,6 +302,14 @@ impl Inbox {
         }
     }
 
+    /// The full sync under way cannot answer for this conversation: only a later one settles it.
+    pub fn full_sync_left_out(&mut self, conversation: &str) {
+        if let Some(c) = self.conversations.get_mut(conversation) {
+            c.asked = false;
+        }
+        self.settle(conversation, 0);
+    }
+
     /// The full sync is answered: what it did not speak of was delivered before it was first seen
     /// here.
     pub fn full_sync_ended(&mut self) {

@@ -123,6 +123,21 @@ fn a_conversation_met_in_the_middle_waits_for_a_full_sync() {
 }
 
 #[test]
+fn what_a_full_sync_could_not_look_at_is_not_taken_for_delivered() {
+    let mut inbox = inbox();
+    inbox.hint(C, 1);
+    inbox.full_sync_began();
+    inbox.full_sync_left_out(C);
+    inbox.full_sync_ended();
+    assert_eq!(inbox.position(C), None);
+    assert!(inbox.wants_full_sync());
+    inbox.full_sync_began();
+    inbox.page(page([1], 1, false), Origin::FullSync, 0);
+    inbox.full_sync_ended();
+    assert_eq!(out(&mut inbox), [1]);
+}
+
+#[test]
 fn what_a_full_sync_leaves_out_was_delivered_before() {
     let mut inbox = inbox();
     inbox.message(message(7));

@@ -147,6 +147,7 @@ impl Machine {
                     if self.inbox.position(&again).is_some() {
                         self.catch_up.conversations.push_back(again);
                     } else {
+                        self.inbox.full_sync_left_out(&again);
                         self.catch_up.full = true;
                     }
                     self.catch_up.not_before_ms = retry_ms;
