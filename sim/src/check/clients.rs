@@ -79,7 +79,11 @@ impl ClientCheck {
     }
 
     /// A frame came on a session: messages and first acks ascend together, in each conversation.
-    pub fn came(&mut self, session: u64, frame: &ServerFrame) -> Verdict {
+    pub fn came(&mut self, device: usize, session: u64, frame: &ServerFrame) -> Verdict {
+        if let Some(ServerBody::Ack(ack)) = &frame.frame {
+            // Its own: from now on the device has it.
+            self.devices[device].has(&ack.conversation_id, ack.seq, ack.message_id);
+        }
         let (id, seq) = match &frame.frame {
             Some(ServerBody::Message(message)) => (&message.conversation_id, message.seq),
             Some(ServerBody::Ack(ack)) if !ack.duplicate => (&ack.conversation_id, ack.seq),
@@ -126,10 +130,7 @@ impl ClientCheck {
 
     /// A send of a device was acked.
     pub fn acked(&mut self, truth: &Truth, device: usize, ack: &Ack) -> Verdict {
-        let at = &mut self.devices[device];
-        let shown = at.conversations.entry(ack.conversation_id.clone()).or_default();
-        shown.known.insert(ack.seq, ack.message_id);
-        let user = at.user.clone();
+        let user = self.devices[device].user.clone();
         self.acked_user(truth, &user, ack)
     }
 
@@ -208,6 +209,11 @@ impl ClientCheck {
 }
 
 impl Device {
+    fn has(&mut self, conversation: &str, seq: u64, message_id: u64) {
+        let shown = self.conversations.entry(conversation.to_owned()).or_default();
+        shown.known.insert(seq, message_id);
+    }
+
     /// It holds exactly what its user may see, from where it came in.
     fn has_all(&self, index: usize, id: &str, known: &Conversation) -> Verdict {
         let shown = self.conversations.get(id);

@@ -21,8 +21,8 @@ struct Credit {
 #[derive(Debug, Default)]
 pub struct CoreCheck {
     users: BTreeMap<(EdgeKey, u64), String>,
-    /// Conversation, user and status to the last seq told.
-    receipts: BTreeMap<(String, String, String), u64>,
+    /// Edge, conversation, user and status to the last seq told.
+    receipts: BTreeMap<(EdgeKey, String, String, String), u64>,
     credit: BTreeMap<EdgeKey, Credit>,
 }
 
@@ -83,12 +83,12 @@ impl CoreCheck {
             }
         }
         match body {
-            ServerBody::Receipt(receipt) => self.receipt(truth, receipt),
+            ServerBody::Receipt(receipt) => self.receipt(truth, edge, receipt),
             _ => Ok(()),
         }
     }
 
-    fn receipt(&mut self, truth: &Truth, receipt: &Receipt) -> Verdict {
+    fn receipt(&mut self, truth: &Truth, edge: EdgeKey, receipt: &Receipt) -> Verdict {
         let Receipt {
             conversation_id,
             user_id,
@@ -100,8 +100,8 @@ impl CoreCheck {
         if seq > head {
             return Err(format!("{user_id} has {status} {seq} of {conversation_id}, head {head}"));
         }
-        let key = (conversation_id, user_id, status);
-        // Each edge with recipients gets its own item.
+        let key = (edge, conversation_id, user_id, status);
+        // Of two edges one may hear of it later than the other.
         let last = self.receipts.get(&key).copied().unwrap_or(0);
         if seq < last {
             return Err(format!("the mark {key:?} falls from {last} to {seq}"));

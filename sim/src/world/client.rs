@@ -272,7 +272,7 @@ impl World {
             }
             return;
         }
-        let verdict = self.check.clients.came(self.clients[client].session, &frame);
+        let verdict = self.check.clients.came(client, self.clients[client].session, &frame);
         self.check.judge(self.now, verdict);
         if self.has(Bug::ClientDedupOff) {
             self.show_at_once(client, &frame);

@@ -57,6 +57,24 @@ struct Attached {
     runtime: EdgeStream,
 }
 
+impl Attached {
+    /// As the engine's thread counts what is dealt with as soon as it is heard.
+    fn hear(&mut self, ops: &[EdgeOp], now: Now) {
+        let mut heard = 0;
+        for op in ops {
+            match &op.op {
+                Some(edge_op::Op::Frame(_)) => continue,
+                Some(edge_op::Op::Opened(opened)) if opened.announced_again => {
+                    self.runtime.announces(now.unix_ms);
+                }
+                _ => {}
+            }
+            heard += 1;
+        }
+        self.runtime.settle(heard);
+    }
+}
+
 /// The process and its disk.
 pub(super) struct Core {
     pub(super) epoch: u64,
@@ -239,6 +257,7 @@ impl World {
         self.plant_in_ops(edge, &mut batch.ops);
         if let Some(at) = self.core.attached.get_mut(&edge) {
             at.runtime.grant(batch.credit, BOUNDS);
+            at.hear(&batch.ops, now);
         } else if self.has(Bug::OldStreamAccepted) {
             let same = |a: &&Attached| self.streams[a.stream].edge == self.streams[stream].edge;
             if let Some(present) = self.core.attached.values().find(same) {

@@ -417,6 +417,10 @@ impl World {
     }
 
     pub(super) fn edge_start(&mut self, edge: usize) {
+        if self.edges[edge].drains {
+            // It ends when its time is up, whoever is still there.
+            self.edge_crash(edge);
+        }
         if self.edges[edge].is_up {
             return;
         }
