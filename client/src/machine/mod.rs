@@ -106,8 +106,8 @@ pub struct Machine {
     heartbeat_ms: u64,
     heartbeat_due_ms: u64,
     heard_ms: u64,
-    /// A ping is out, and the server has said nothing since.
-    probing: bool,
+    /// When the server was asked whether it lives, if it has said nothing since.
+    probed_at_ms: Option<u64>,
     reconnect_at_ms: Option<(u64, String)>,
 }
 
@@ -139,7 +139,7 @@ impl Machine {
             heartbeat_ms: u64::from(trunkline_proto::limits::HEARTBEAT_MS),
             heartbeat_due_ms: 0,
             heard_ms: 0,
-            probing: false,
+            probed_at_ms: None,
             reconnect_at_ms: None,
         }
     }
@@ -184,7 +184,7 @@ impl Machine {
         self.heartbeat_ms = u64::from(connected.heartbeat_ms).max(1);
         self.heartbeat_due_ms = now_ms + self.heartbeat_ms;
         self.heard_ms = now_ms;
-        self.probing = false;
+        self.probed_at_ms = None;
         self.reconnect_at_ms = None;
         self.outbox.connected(&connected.user_id);
         let known = self.inbox.positions().into_iter().map(|(id, _)| id);
@@ -217,14 +217,15 @@ impl Machine {
     /// Bytes came, whatever they were.
     pub fn heard(&mut self, now_ms: u64) {
         self.heard_ms = now_ms;
-        self.probing = false;
+        self.probed_at_ms = None;
     }
 
     /// Whether the server has not answered the probe.
     pub fn is_silent(&self, now_ms: u64) -> bool {
         self.online
-            && self.probing
-            && now_ms >= self.heard_ms + (SILENT_HEARTBEATS + 1) * self.heartbeat_ms
+            && self
+                .probed_at_ms
+                .is_some_and(|at| now_ms >= at + self.heartbeat_ms)
     }
 
     /// The server asked for a reconnect, and its time has come: why.
@@ -336,7 +337,10 @@ impl Machine {
         if !self.online {
             return self.outbox.deadline_ms().unwrap_or(u64::MAX);
         }
-        let silent_at = self.heard_ms + (SILENT_HEARTBEATS + 1) * self.heartbeat_ms;
+        let silence_due_ms = match self.probed_at_ms {
+            Some(at) => at + self.heartbeat_ms,
+            None => self.probe_due_ms(),
+        };
         let waits_to_sync = !self.catch_up.under_way
             && (self.catch_up.full || !self.catch_up.conversations.is_empty());
         [
@@ -348,12 +352,17 @@ impl Machine {
             self.marks.deadline_ms(),
             self.requests.values().map(|(deadline, _)| *deadline).min(),
             self.reconnect_at_ms.as_ref().map(|(at, _)| *at),
-            self.probing.then_some(silent_at),
+            Some(silence_due_ms),
             waits_to_sync.then_some(self.catch_up.not_before_ms),
         ]
         .into_iter()
         .flatten()
         .fold(self.heartbeat_due_ms, u64::min)
+    }
+
+    /// When a silent server is to be asked whether it lives.
+    fn probe_due_ms(&self) -> u64 {
+        self.heard_ms + SILENT_HEARTBEATS * self.heartbeat_ms
     }
 
     fn request(&mut self, request: Request, now_ms: u64) -> u64 {

@@ -5,7 +5,7 @@ use trunkline_proto::client::{
 };
 use trunkline_proto::limits::{PAGE_LIMIT_MAX, SYNC_CONVERSATIONS_MAX};
 
-use super::{Machine, Output, Request, SILENT_HEARTBEATS, local_id, request_id};
+use super::{Machine, Output, Request, local_id, request_id};
 use crate::event::Event;
 
 impl Machine {
@@ -115,9 +115,8 @@ impl Machine {
     }
 
     fn next_sign_of_life(&mut self, now_ms: u64) -> Option<ClientFrame> {
-        let silent = now_ms >= self.heard_ms + SILENT_HEARTBEATS * self.heartbeat_ms;
-        let body = if silent && !self.probing {
-            self.probing = true;
+        let body = if now_ms >= self.probe_due_ms() && self.probed_at_ms.is_none() {
+            self.probed_at_ms = Some(now_ms);
             ClientBody::Ping(Ping::default())
         } else if now_ms >= self.heartbeat_due_ms {
             ClientBody::Heartbeat(Heartbeat::default())
@@ -128,5 +127,64 @@ impl Machine {
             id: String::new(),
             frame: Some(body),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use trunkline_proto::client::{Connected, Pong, ServerBody, ServerFrame};
+
+    use super::*;
+    use crate::machine::MachineConfig;
+
+    const HEARTBEAT_MS: u64 = 1_000;
+
+    /// Idles for 60 heartbeats; pings are answered after `answer_ms`, if at all. When it takes the
+    /// server for dead, if ever.
+    fn idle(answer_ms: Option<u64>) -> Option<u64> {
+        let mut machine = Machine::new(MachineConfig::default());
+        let connected = Connected {
+            user_id: "alice".into(),
+            heartbeat_ms: HEARTBEAT_MS as u32,
+            ..Connected::default()
+        };
+        machine.connected(&connected, 0);
+        let mut answers = VecDeque::new();
+        let mut now_ms = 0;
+        while now_ms < 60 * HEARTBEAT_MS {
+            while let Some(frame) = machine.next_frame(now_ms) {
+                let answer = match frame.frame {
+                    Some(ClientBody::Sync(_)) => ServerBody::Synced(Default::default()),
+                    Some(ClientBody::Ping(_)) => ServerBody::Pong(Pong::default()),
+                    _ => continue,
+                };
+                let at = answer_ms.map(|ms| now_ms + ms);
+                answers.extend(at.map(|at| (at, ServerFrame::answer(frame.id, answer))));
+            }
+            if machine.is_silent(now_ms) {
+                return Some(now_ms);
+            }
+            let answer_at = answers.front().map_or(u64::MAX, |(at, _)| *at);
+            now_ms = machine.deadline_ms().min(answer_at).max(now_ms + 1);
+            if let Some((_, frame)) = answers.pop_front_if(|(at, _)| *at <= now_ms) {
+                machine.frame(frame, now_ms);
+            }
+            machine.tick(now_ms);
+        }
+        None
+    }
+
+    #[test]
+    fn a_server_that_answers_within_a_heartbeat_lives() {
+        for answer_ms in [1, 5, 60, 999] {
+            assert_eq!(idle(Some(answer_ms)), None, "answers after {answer_ms} ms");
+        }
+    }
+
+    #[test]
+    fn a_server_that_says_nothing_is_dead_a_heartbeat_after_it_was_asked() {
+        assert_eq!(idle(None), Some(3 * HEARTBEAT_MS));
     }
 }
