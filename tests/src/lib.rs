@@ -6,6 +6,7 @@
 //! - [`checker`]: all acks, all deliveries and all stored rows, compared
 //! - [`wire`], [`session`]: plain clients that share no code with the product's own
 //! - [`person`], [`cast`]: people behind `trunkline-client`, alone and talking to one another
+//! - [`tap`]: a man in the middle of raw TCP who drops frames
 //! - [`rest`]: the few REST calls that the tests make
 //!
 //! Invariants: a process that a test started ends with the test; ports are the kernel's choice; what
@@ -18,6 +19,7 @@ pub mod process;
 pub mod proxy;
 pub mod rest;
 pub mod session;
+pub mod tap;
 pub mod wire;
 
 use std::time::{Duration, Instant};

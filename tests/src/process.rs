@@ -39,17 +39,27 @@ pub struct Server {
     child: Option<Child>,
     ports: HashMap<String, String>,
     env: Vec<(String, String)>,
+    launcher: Option<PathBuf>,
 }
 
 impl Server {
     /// `trunkline serve` on a new data directory.
     pub fn serve(args: &[&str]) -> Self {
+        let mut server = Self::serve_unstarted(args);
+        server.start();
+        server
+    }
+
+    /// The same, to be started when its environment is complete.
+    pub fn serve_unstarted(args: &[&str]) -> Self {
         Self::new("serve", &["ws", "tcp", "http", "admin"], args)
     }
 
     /// `trunkline core` on a new data directory.
     pub fn core(args: &[&str]) -> Self {
-        Self::new("core", &["http", "grpc", "admin"], args)
+        let mut core = Self::new("core", &["http", "grpc", "admin"], args);
+        core.start();
+        core
     }
 
     /// `trunkline edge` for the core at `core`, an address.
@@ -59,11 +69,13 @@ impl Server {
             .into_iter()
             .chain(args.iter().copied())
             .collect();
-        Self::new("edge", &["ws", "tcp", "admin"], &args)
+        let mut edge = Self::new("edge", &["ws", "tcp", "admin"], &args);
+        edge.start();
+        edge
     }
 
     fn new(command: &'static str, listeners: &[&str], args: &[&str]) -> Self {
-        let mut server = Self {
+        Self {
             command,
             args: args.iter().map(|&a| a.to_owned()).collect(),
             dir: tempfile::tempdir().expect("a temporary directory"),
@@ -73,9 +85,8 @@ impl Server {
                 .map(|&l| (l.to_owned(), "127.0.0.1:0".to_owned()))
                 .collect(),
             env: Vec::new(),
-        };
-        server.start();
-        server
+            launcher: None,
+        }
     }
 
     /// Starts it (again), on the addresses that it had, and waits until it is ready to be used; an
@@ -119,7 +130,14 @@ impl Server {
             .append(true)
             .open(self.log_file())
             .expect("a log");
-        let mut command = Command::new(binary());
+        let mut command = match &self.launcher {
+            Some(launcher) => {
+                let mut command = Command::new(launcher);
+                command.arg(binary());
+                command
+            }
+            None => Command::new(binary()),
+        };
         command
             .arg(self.command)
             .args(&self.args)
@@ -143,6 +161,11 @@ impl Server {
     /// An environment variable for the next start.
     pub fn set_env(&mut self, name: &str, value: &str) {
         self.env.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// A program for the next start that executes the server, given as its arguments.
+    pub fn set_launcher(&mut self, launcher: &Path) {
+        self.launcher = Some(launcher.to_owned());
     }
 
     fn ports_file(&self) -> PathBuf {
@@ -205,6 +228,30 @@ impl Server {
             .filter(|line| line.split(['{', ' ']).next() == Some(name))
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .sum()
+    }
+
+    /// Private memory in bytes: what the process has written and holds.
+    pub fn memory_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let kib = status
+            .expect("the process's status")
+            .lines()
+            .find_map(|line| {
+                let rest = line.strip_prefix("RssAnon:")?;
+                rest.split_whitespace().next()?.parse::<u64>().ok()
+            });
+        kib.expect("RssAnon in kB") * 1024
+    }
+
+    /// A page of the admin address as JSON.
+    pub fn admin(&self, path: &str) -> serde_json::Value {
+        let url = format!("http://{}{path}", self.address("admin"));
+        let text = crate::rest::agent()
+            .get(url)
+            .call()
+            .and_then(|mut answer| answer.body_mut().read_to_string())
+            .expect("an admin page");
+        serde_json::from_str(&text).expect("JSON")
     }
 
     /// kill -9, and waits for its end.

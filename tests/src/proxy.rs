@@ -1,8 +1,8 @@
 //! A TCP proxy that cuts: it forwards bytes both ways until it is told to cut, or until a given
 //! number of bytes has passed, and then resets both sides in the middle of whatever it carried.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,7 +16,7 @@ pub struct Proxy {
 }
 
 struct Shared {
-    target: String,
+    target: Mutex<String>,
     /// Counts up at each cut; connections of an older number end.
     generation: watch::Sender<u64>,
     refuses: AtomicBool,
@@ -31,7 +31,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
         let shared = Arc::new(Shared {
-            target: target.to_owned(),
+            target: Mutex::new(target.to_owned()),
             generation: watch::Sender::new(0),
             refuses: AtomicBool::new(false),
             allowance: AtomicU64::new(u64::MAX),
@@ -65,6 +65,11 @@ impl Proxy {
         self.shared.allowance.store(bytes, Ordering::SeqCst);
     }
 
+    /// New connections go to `target` from now on; those there are stay where they are.
+    pub fn retarget(&self, target: &str) {
+        *self.shared.target.lock().expect("nobody panicked here") = target.to_owned();
+    }
+
     /// Refuses new connections, or takes them again.
     pub fn refuse(&self, refuse: bool) {
         self.shared.refuses.store(refuse, Ordering::SeqCst);
@@ -89,7 +94,8 @@ impl Shared {
     async fn carry(&self, client: TcpStream) {
         let mut cut = self.generation.subscribe();
         cut.mark_unchanged();
-        let Ok(server) = TcpStream::connect(&self.target).await else {
+        let target = self.target.lock().expect("nobody panicked here").clone();
+        let Ok(server) = TcpStream::connect(&target).await else {
             return;
         };
         for socket in [&client, &server] {

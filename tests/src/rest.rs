@@ -46,6 +46,18 @@ pub fn post(server: &Server, user: &str, path: &str, body: &Value) -> (u16, Valu
     read(answer)
 }
 
+/// PUT or DELETE as `user`, without a body; status and JSON.
+pub fn change(server: &Server, method: &str, user: &str, path: &str) -> (u16, Value) {
+    let request = ureq::http::Request::builder()
+        .method(method)
+        .uri(format!("http://{}{path}", server.address("http")))
+        .header("Authorization", format!("Bearer {}", token(user)))
+        .header("Content-Type", "application/json")
+        .body("{}")
+        .expect("a request");
+    read(agent().run(request))
+}
+
 fn read(answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> (u16, Value) {
     let mut answer = answer.expect("an answer");
     let status = answer.status().as_u16();

@@ -6,7 +6,7 @@ use std::io;
 
 use tokio::time::timeout;
 use trunkline_proto::client::{
-    Ack, ClientBody, ClientFrame, Connect, Connected, Error, Fetch, Message, Page, Ping, Receipt,
+    Ack, ClientBody, ClientFrame, Connect, Connected, Error, Fetch, Message, Page, Receipt,
     SendMessage, ServerBody, ServerFrame, Sync, SyncPosition,
 };
 
@@ -21,6 +21,11 @@ pub enum To<'a> {
     User(&'a str),
     Conversation(&'a str),
 }
+
+/// A conversation that nobody has.
+const NOWHERE: &str = "00000000-0000-4000-8000-000000000000";
+/// Messages that [`Session::pour`] has under way.
+const POUR_WINDOW: usize = 100;
 
 /// A live session. Frames that no one asked for yet wait in the order in which they came.
 pub struct Session {
@@ -125,6 +130,39 @@ impl Session {
     ) -> Result<Ack, Error> {
         self.say(to, client_msg_id, content).await;
         self.settled(client_msg_id).await
+    }
+
+    /// Sends `count` messages `{prefix}0…` and waits for all acks, which must come with rising seqs;
+    /// their seqs.
+    pub async fn pour(
+        &mut self,
+        to: To<'_>,
+        prefix: &str,
+        count: usize,
+        content: &str,
+    ) -> Vec<u64> {
+        let mut seqs = Vec::with_capacity(count);
+        for first in (0..count).step_by(POUR_WINDOW) {
+            let last = count.min(first + POUR_WINDOW);
+            let mut bytes = Vec::new();
+            for n in first..last {
+                let frame = ClientFrame {
+                    id: String::new(),
+                    frame: Some(send_message(to, &format!("{prefix}{n}"), content)),
+                };
+                self.writer.encode(&frame, &mut bytes);
+            }
+            self.writer
+                .send_encoded(&bytes)
+                .await
+                .expect("the connection takes it");
+            for n in first..last {
+                let ack = self.settled(&format!("{prefix}{n}")).await;
+                seqs.push(ack.expect("an ack").seq);
+            }
+        }
+        assert!(seqs.is_sorted_by(|a, b| a < b), "acks in order");
+        seqs
     }
 
     /// The ack or the error of a message.
@@ -243,19 +281,27 @@ impl Session {
         .await
     }
 
-    /// Everything that was under way when this was called is received and kept: a ping overtakes
-    /// nothing.
+    /// Everything that was on its way to this session when this was called is received and kept.
+    /// The question goes through to the core: what that had sent before comes before its answer.
     pub async fn fence(&mut self) {
-        let nonce = format!("{:x}", rand::random::<u64>());
-        self.send(ClientBody::Ping(Ping {
-            nonce: nonce.clone(),
-        }))
-        .await;
-        self.expect("the fence's pong", |body| match body {
-            ServerBody::Pong(pong) if pong.nonce == nonce => Some(()),
-            _ => None,
-        })
-        .await;
+        let id = format!("fence-{:x}", rand::random::<u64>());
+        let fetch = Fetch {
+            conversation_id: NOWHERE.to_owned(),
+            ..Fetch::default()
+        };
+        let frame = ClientFrame {
+            id: id.clone(),
+            frame: Some(ClientBody::Fetch(fetch)),
+        };
+        self.writer.send(&frame).await.expect("the question leaves");
+        loop {
+            match self.heard().await {
+                Ok(Heard::Frame(frame)) if frame.id == id => return,
+                Ok(Heard::Frame(frame)) => self.kept.push_back(*frame),
+                Ok(Heard::Ping) => self.pong().await,
+                other => panic!("{}: {other:?} in place of the fence's answer", self.user),
+            }
+        }
     }
 
     /// Takes what `wanted` takes out of what is kept.
@@ -270,6 +316,12 @@ impl Session {
                 None => true,
             });
         taken
+    }
+
+    /// All frames that came until now, after a [`Session::fence`].
+    pub async fn frames_until_now(&mut self) -> Vec<ServerFrame> {
+        self.fence().await;
+        self.kept.drain(..).collect()
     }
 
     /// The messages that came until now, after a [`Session::fence`].

@@ -7,8 +7,8 @@ use std::io;
 use bytes::{Buf as _, BytesMut};
 use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpSocket, TcpStream};
 use trunkline_proto::client::{ClientFrame, ServerBody, ServerFrame};
 use trunkline_proto::json;
 
@@ -65,7 +65,23 @@ impl From<io::Error> for Refused {
 
 /// Connects, the WebSocket handshake included.
 pub async fn open(kind: Kind, address: &str) -> Result<(Reader, Writer), Refused> {
-    let stream = TcpStream::connect(address).await?;
+    handshake(kind, address, TcpStream::connect(address).await?).await
+}
+
+/// As [`open`], with so small a receive buffer that the server soon feels a client that does not
+/// read.
+pub async fn open_narrow(kind: Kind, address: &str) -> Result<(Reader, Writer), Refused> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(4 * 1024)?;
+    let stream = socket.connect(address.parse().expect("an address")).await?;
+    handshake(kind, address, stream).await
+}
+
+async fn handshake(
+    kind: Kind,
+    address: &str,
+    stream: TcpStream,
+) -> Result<(Reader, Writer), Refused> {
     stream.set_nodelay(true)?;
     let (read, write) = stream.into_split();
     let mut reader = Reader {
@@ -123,7 +139,12 @@ impl Writer {
         self.half.write_all(&bytes).await
     }
 
-    /// Several frames in one write, as [`encode`] wrote them.
+    /// Appends a frame as it goes over this wire.
+    pub fn encode(&self, frame: &ClientFrame, out: &mut Vec<u8>) {
+        encode(self.kind, frame, out);
+    }
+
+    /// Several frames in one write, as [`Writer::encode`] wrote them.
     pub async fn send_encoded(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.half.write_all(bytes).await
     }
@@ -137,7 +158,7 @@ impl Writer {
 }
 
 /// Appends a frame as it goes over the wire.
-pub fn encode(kind: Kind, frame: &ClientFrame, out: &mut Vec<u8>) {
+fn encode(kind: Kind, frame: &ClientFrame, out: &mut Vec<u8>) {
     match kind {
         Kind::Tcp => frame
             .encode_length_delimited(out)

@@ -2,3 +2,9 @@
 //! driver of all of them; `./test promises` runs everything once with each.
 
 mod crash;
+mod dedup;
+mod drain;
+mod heartbeat;
+mod offline;
+mod order;
+mod slow;
