@@ -8,6 +8,7 @@ use trunkline_proto::client::{Error, ServerBody, ServerFrame};
 use trunkline_proto::codes::{Close, Code};
 
 use super::closed::ClosedRecord;
+use super::outbox::Outbox;
 use super::slots::{Codec, flag};
 use super::{End, Shard, State, Transport};
 use crate::frame::encode;
@@ -79,10 +80,15 @@ impl Shard {
         }
     }
 
-    /// Ends a connection that does not read what it is sent. A farewell would wait behind what it
-    /// does not read.
+    /// Ends a connection that does not read what it is sent. What was queued is let go at once; a
+    /// peer that reads again before the linger ends learns why it was closed.
     pub(super) fn close_slow(&mut self, id: ConnId) {
-        self.drop_now(id, End::Ours(Close::SlowConsumer));
+        self.with_outbox(id, Outbox::forget);
+        self.finish(id, Close::SlowConsumer, None);
+        let deadline = self.ticks_ahead(self.settings.slow_linger_ms);
+        if let Some(conn) = self.slots.get_mut(id) {
+            conn.deadline = deadline;
+        }
     }
 
     /// Ends a connection in an orderly way: the error, the close frame, FIN.

@@ -135,6 +135,15 @@ impl Outbox {
         self.held = bytes;
     }
 
+    /// Lets go of all that is queued here; the driver's tail, which may end in the midst of a frame,
+    /// still leaves.
+    pub fn forget(&mut self) {
+        *self = Self {
+            held: self.held,
+            ..Self::default()
+        };
+    }
+
     /// Queues a WebSocket control frame in the reserved lane; in a full one it takes the place of
     /// what is there.
     pub fn push_control(&mut self, frame: &[u8]) {

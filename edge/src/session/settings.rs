@@ -35,6 +35,8 @@ pub struct Settings {
     pub register_ms: u64,
     /// The peer's end is awaited this long after ours.
     pub linger_ms: u64,
+    /// The same for a slow consumer, who has a full socket to read before our end.
+    pub slow_linger_ms: u64,
     pub outbox: Bounds,
     /// Frames, and bytes of them, that a session may send before it is registered.
     pub early_frames_max: usize,
@@ -70,6 +72,7 @@ impl Default for Settings {
             connect_ms: limits::CONNECT_DEADLINE_MS,
             register_ms: 10_000,
             linger_ms: 2_000,
+            slow_linger_ms: 10_000,
             outbox: Bounds {
                 soft: OUTBOX_SOFT_DEFAULT,
                 hard: OUTBOX_HARD_DEFAULT,

@@ -128,22 +128,40 @@ fn over_the_soft_bound_the_lesser_classes_go() {
         if matches!(&f.frame, Some(ServerBody::Receipt(r)) if r.seq == 2)));
 }
 
-#[test]
-fn over_the_hard_bound_the_session_is_closed_without_waiting() {
-    let (mut world, id) = world();
+fn overflow(world: &mut World, id: ConnId) {
     for _ in 0..20 {
         world.deliver(id, message(900));
     }
-    assert_eq!(world.closes, [id]);
-    assert_eq!(world.fins, []);
+}
+
+#[test]
+fn over_the_hard_bound_the_session_is_closed_and_its_queue_let_go() {
+    let (mut world, id) = world();
+    overflow(&mut world, id);
     assert_eq!(world.heard(), ["0 closed"]);
-    assert!(owed(&mut world) <= 4_000);
+    assert!(owed(&mut world) < 200, "the tail and the farewell");
+    world.shard.drained(id);
+    world.turn();
+    assert_eq!(world.got(id), [Got::Close(4410, "slow consumer".into())]);
+    assert_eq!(world.fins, [id]);
     world.shard.closed(id);
     assert_eq!(owed(&mut world), 0);
     assert_eq!(world.shard.list_closed(1)[0].code, 4410);
     let counters = world.shard.counters();
     assert_eq!(counters.get(Number::ClosedSlowConsumer), 1);
     assert_eq!(counters.get(Number::OutboxSockets), 0);
+}
+
+#[test]
+fn a_slow_consumer_that_never_reads_is_dropped_after_the_linger() {
+    let (mut world, id) = world();
+    overflow(&mut world, id);
+    world.pass(9_000);
+    assert_eq!(world.closes, []);
+    world.pass(2_000);
+    assert_eq!(world.closes, [id]);
+    world.shard.closed(id);
+    assert_eq!(owed(&mut world), 0);
 }
 
 #[test]
