@@ -66,8 +66,10 @@ pub struct Plan {
 impl Plan {
     pub fn new(seed: u64, bug: Option<Bug>) -> Self {
         let rng = &mut Rng::new(seed, "plan");
-        let socket_bytes = *rng.pick(&[600, 2_000, 16_000, 64_000]);
-        let outbox_hard = *rng.pick(&[4_000, 12_000, 1_000_000]);
+        // Small sockets that often block, or small outboxes that are often full: both together, and
+        // nobody gets through a sync.
+        let (socket_bytes, outbox_hard) =
+            *rng.pick(&[(600, 1 << 20), (2_000, 1 << 20), (8_000, 6_000), (16_000, 6_000)]);
         Self {
             seed,
             bug,

@@ -26,7 +26,8 @@ enum Outcome {
 /// What one device was shown of one conversation.
 #[derive(Debug, Default)]
 struct Shown {
-    /// Seqs handed to the application as messages, the last one.
+    /// Of what was handed to the application as messages, the first and the last seq.
+    first: Option<u64>,
     last: Option<u64>,
     /// All that it knows: shown, or its own and acked. Seq to message id.
     known: BTreeMap<u64, u64>,
@@ -123,6 +124,7 @@ impl ClientCheck {
                 ));
             }
         }
+        shown.first.get_or_insert(message.seq);
         shown.last = Some(message.seq);
         shown.known.insert(message.seq, message.message_id);
         Ok(())
@@ -214,13 +216,13 @@ impl Device {
         shown.known.insert(seq, message_id);
     }
 
-    /// It holds exactly what its user may see, from where it came in.
+    /// It holds exactly what its user may see, from where it came in. Of two devices of one user
+    /// the later to hear of a conversation is not told what the other has had already.
     fn has_all(&self, index: usize, id: &str, known: &Conversation) -> Verdict {
         let shown = self.conversations.get(id);
-        let first = match shown.and_then(|s| s.known.keys().next()) {
+        let first = match shown.and_then(|s| s.first) {
             _ if self.is_only_one => 1,
-            Some(first) => *first,
-            // Another device had it all before this one heard of it.
+            Some(first) => first,
             None => return Ok(()),
         };
         for seq in first..=known.head() {

@@ -7,6 +7,9 @@ use super::net::Cut;
 use super::{Event, World, trace};
 use crate::plan::{MS, SECOND};
 
+/// What the kernel takes of a socket when all is well.
+const SOCKET_BYTES_HEALED: usize = 1 << 20;
+
 /// Kinds of faults.
 #[derive(Clone, Copy)]
 enum Fault {
@@ -185,6 +188,8 @@ impl World {
         }
         self.stage = Stage::Settling;
         self.hostile = false;
+        // Everybody has a good connection now.
+        self.plan.socket_bytes = SOCKET_BYTES_HEALED;
         self.after(0, Event::CoreStart);
         for edge in 0..self.edges.len() {
             if !self.edges[edge].drains {
