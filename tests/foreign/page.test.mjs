@@ -1,10 +1,8 @@
 // The demo page in a real Chromium: two windows, two people, and a server that dies in between.
 import assert from 'node:assert/strict';
-import { createRequire } from 'node:module';
 import { after, before, test } from 'node:test';
-import { startServer } from './server.mjs';
+import { require, startServer } from './server.mjs';
 
-const require = createRequire(process.env.NODE_PATH + '/');
 const { chromium } = require('playwright-core');
 
 const CHROMIUM = process.env.CHROMIUM ?? '/usr/bin/chromium';
@@ -39,14 +37,16 @@ async function window(user, options = {}) {
   await page.goto(server.httpUrl);
   await page.locator('#name').fill(user);
   await page.keyboard.press('Enter');
-  await page.getByRole('listbox', { name: 'Conversations' }).waitFor({ state: 'attached', ...PATIENCE });
+  await page.locator('.pane-list').waitFor({ state: 'attached', ...PATIENCE });
   return page;
 }
 
 async function startChat(page, names, title) {
   await page.getByRole('button', { name: /New conversation|Start one/ }).first().click();
-  await page.locator('#to').fill(names.join(','));
-  await page.keyboard.press('Enter');
+  for (const name of names) {
+    await page.locator('#to').fill(name);
+    if (names.length > 1) await page.keyboard.press(',');
+  }
   if (title) await page.locator('#title').fill(title);
   await page.getByRole('button', { name: /Start chat|Create group/ }).click();
   await page.getByRole('textbox', { name: 'Message' }).waitFor(PATIENCE);
@@ -135,7 +135,10 @@ test('a long history scrolls back to its first line', async () => {
         body: JSON.stringify({ to: 'fay', client_msg_id: `m${n}`, content: `line ${n}` }),
       });
       status = answer.status;
-      if (status === 429) await new Promise((r) => setTimeout(r, (await answer.json()).retry_after_ms));
+      if (status === 429) {
+        const { retry_after_ms: pause } = await answer.json();
+        await new Promise((resolve) => setTimeout(resolve, pause));
+      }
     } while (status === 429);
     assert.equal(status, 201);
   }

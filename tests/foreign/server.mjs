@@ -1,10 +1,13 @@
 // Starts a real server for tests in Node: a process of the built binary, on ports of its own.
 import { execFileSync, spawn } from 'node:child_process';
+import { createRequire } from 'node:module';
 import { existsSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 const BINARY = process.env.TRUNKLINE_BIN ?? new URL('../../target/debug/trunkline', import.meta.url).pathname;
+// For packages that ./test installs beside the build.
+export const require = createRequire(new URL('../../target/test-env/node/package.json', import.meta.url));
 const SECRET = 'a secret that only the tests know, of some length';
 
 export async function startServer(...extra) {

@@ -1,10 +1,8 @@
 // npm's `ws`, and our JavaScript client on top of it, against a real server.
 import assert from 'node:assert/strict';
-import { createRequire } from 'node:module';
 import { after, before, test } from 'node:test';
-import { startServer } from './server.mjs';
+import { require, startServer } from './server.mjs';
 
-const require = createRequire(process.env.NODE_PATH + '/');
 const WebSocket = require('ws');
 
 let server;

@@ -10,8 +10,9 @@ BANNED = [
     (re.compile(r"\b(todo|unimplemented)!\("), "build it, or refuse it with a clear error"),
     (re.compile(r"\b(TODO|FIXME|XXX)\b"), "do it now, or write an issue"),
     (re.compile(r"#\[ignore"), "a test that is skipped proves nothing: make it run or delete it"),
-    (re.compile(r"pytest\.mark\.skip|\.skip\("), "a test that is skipped proves nothing"),
 ]
+# In the languages whose runners spell it so.
+SKIPPED = (re.compile(r"pytest\.mark\.skip|\.skip\("), "a test that is skipped proves nothing")
 
 
 def main() -> int:
@@ -27,7 +28,7 @@ def main() -> int:
         if len(lines) > LINES_MAX:
             problems.append(f"{path}: {len(lines)} lines: split it where a reader would")
         for number, line in enumerate(lines, 1):
-            for pattern, cure in BANNED:
+            for pattern, cure in BANNED if path.suffix == ".rs" else [*BANNED, SKIPPED]:
                 if pattern.search(line):
                     problems.append(f"{path}:{number}: {pattern.pattern}: {cure}")
             if path.suffix == ".rs" and re.search(r"\bunsafe\s*(\{|fn|impl)", line):
