@@ -48,12 +48,15 @@ pub fn command() -> Command {
             "Run a core: it orders messages, keeps them and finds their readers",
             "  TRUNKLINE_JWT_SECRET=… trunkline core --grpc 10.0.0.5:7420 --data /var/lib/trunkline",
         ))
-        .subcommand(BenchCommand::augment_subcommands(
-            Command::new("bench")
-                .about("Put a server under load and measure what it does")
-                .subcommand_required(true)
-                .arg_required_else_help(true),
-        ))
+        .subcommand(
+            // The derive would put the enum's own description over ours.
+            BenchCommand::augment_subcommands(
+                Command::new("bench")
+                    .subcommand_required(true)
+                    .arg_required_else_help(true),
+            )
+            .about("Put a server under load and measure what it does"),
+        )
         .subcommand(doctor_command())
         .subcommand(token_command())
         .subcommand(config_command())

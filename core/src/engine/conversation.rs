@@ -133,7 +133,7 @@ pub(super) struct Conversation {
     pub title: String,
     pub version: u64,
     pub created_at: u64,
-    /// When members, roles or title changed last, as far as memory goes back.
+    /// When members, roles or title changed last.
     pub changed_at: u64,
     pub deleted: bool,
     /// Present and former, ascending by their refs.
@@ -221,7 +221,7 @@ impl Conversation {
         let joined_last = members.iter().map(|m| m.joined_at).max().unwrap_or(0);
         let last_ts = snapshot.recent.last().map_or(0, |m| m.ts);
         let mut this = Self {
-            changed_at: joined_last.max(row.created_at),
+            changed_at: joined_last.max(row.created_at).max(row.changed_at),
             title: row.title,
             version: row.version,
             created_at: row.created_at,
@@ -270,6 +270,7 @@ impl Conversation {
             version: self.version,
             created_at: self.created_at,
             deleted: self.deleted,
+            changed_at: self.changed_at,
         }
     }
 

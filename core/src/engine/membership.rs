@@ -395,6 +395,7 @@ impl Engine {
         };
         let mut row = state.row();
         row.version += 1;
+        row.changed_at = now.unix_ms;
         row.deleted |= plan.deleted;
         if let Some(title) = &plan.title {
             row.title.clone_from(title);

@@ -53,10 +53,37 @@ pub(super) struct Session {
     pub edge: EdgeKey,
     /// The user's next older session, or [`NONE`].
     next: u32,
-    /// Registered by a plain `opened`, not announced again after a link broke.
-    pub fresh: bool,
-    /// To be told which conversations to look at, and not yet so.
-    awaits_hints: bool,
+    /// When it began, and below that, in the lowest bit, whether it is to be told which conversations
+    /// to look at, and has not been.
+    began_and_awaits: u32,
+}
+
+/// When a connection began, in steps of 32 ms on a clock that began a year before this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Began(u32);
+
+impl Began {
+    const STEP_MS: u64 = 32;
+    const PAST_MS: u64 = 365 * 24 * 3_600_000;
+    /// One bit is left for something else.
+    const MAX: u64 = (1 << 31) - 1;
+
+    pub fn before(now_ns: u64, age_ms: u64) -> Self {
+        let ms = (Self::PAST_MS + now_ns / 1_000_000).saturating_sub(age_ms);
+        Self((ms / Self::STEP_MS).min(Self::MAX) as u32)
+    }
+}
+
+impl Session {
+    const AWAITS_HINTS: u32 = 1;
+
+    pub const fn began(&self) -> Began {
+        Began(self.began_and_awaits >> 1)
+    }
+
+    const fn awaits_hints(&self) -> bool {
+        self.began_and_awaits & Self::AWAITS_HINTS != 0
+    }
 }
 
 /// An attached edge.
@@ -208,7 +235,7 @@ impl Registry {
     }
 
     /// Registers a session of an attached edge, under a handle that is not in use.
-    pub fn open(&mut self, edge: EdgeKey, handle: u64, user: UserRef, device: u64, fresh: bool) {
+    pub fn open(&mut self, edge: EdgeKey, handle: u64, user: UserRef, device: u64, began: Began) {
         let Some(entry) = self.edges.get_mut(&edge) else {
             return;
         };
@@ -218,8 +245,7 @@ impl Registry {
             user,
             edge,
             next: self.users[user.0].first,
-            fresh,
-            awaits_hints: false,
+            began_and_awaits: began.0 << 1,
         });
         let (seed, sessions) = (self.hash, &self.sessions);
         entry
@@ -252,8 +278,8 @@ impl Registry {
     pub fn await_hints(&mut self, edge: EdgeKey, handle: u64) -> Option<UserRef> {
         let index = self.index(edge, handle)?;
         let user = self.sessions[index].user;
-        let is_first = !self.sessions_of(user).any(|s| s.awaits_hints);
-        self.sessions[index].awaits_hints = true;
+        let is_first = !self.sessions_of(user).any(Session::awaits_hints);
+        self.sessions[index].began_and_awaits |= Session::AWAITS_HINTS;
         is_first.then_some(user)
     }
 
@@ -265,7 +291,8 @@ impl Registry {
         let mut next = self.users[user.0].first;
         while let Some(session) = self.sessions.get_mut(next) {
             next = session.next;
-            if std::mem::take(&mut session.awaits_hints) {
+            if session.awaits_hints() {
+                session.began_and_awaits &= !Session::AWAITS_HINTS;
                 found.push(SessionRef {
                     edge: session.edge,
                     handle: session.handle,

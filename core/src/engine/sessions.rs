@@ -1,6 +1,6 @@
 //! What edges say: sessions that come and go, and the frames of their clients.
 
-use trunkline_proto::client::{ClientBody, ClientFrame, ServerBody, ServerFrame};
+use trunkline_proto::client::{ClientBody, ClientFrame, Error, ServerBody, ServerFrame};
 use trunkline_proto::codes::{Close, Code};
 use trunkline_proto::ids::ConversationId;
 use trunkline_proto::link::{
@@ -9,9 +9,13 @@ use trunkline_proto::link::{
 
 use super::machine::Engine;
 use super::read::{PageAsk, page_limit};
+use super::registry::Began;
 use super::reply::{Asker, SessionRef, Ticket};
 use super::work::Work;
 use super::{EdgeKey, Effect, Now};
+
+/// When a user with too many sessions should try for one more.
+const SESSION_RETRY_MS: u32 = 30_000;
 
 impl Engine {
     /// An edge's stream began.
@@ -34,7 +38,7 @@ impl Engine {
             handle: op.handle,
         };
         match op.op {
-            Some(edge_op::Op::Opened(opened)) => self.opened(session, &opened, out),
+            Some(edge_op::Op::Opened(opened)) => self.opened(session, &opened, now, out),
             Some(edge_op::Op::Closed(_)) => {
                 if !self.front.registry.close(edge, op.handle) {
                     self.front.stats.stale += 1;
@@ -46,7 +50,13 @@ impl Engine {
     }
 
     /// Registers a session, unless a newer one of its device is there or the user has too many.
-    fn opened(&mut self, session: SessionRef, opened: &SessionOpened, out: &mut Vec<Effect>) {
+    fn opened(
+        &mut self,
+        session: SessionRef,
+        opened: &SessionOpened,
+        now: Now,
+        out: &mut Vec<Effect>,
+    ) {
         let again = opened.announced_again;
         let registry = &mut self.front.registry;
         if registry.session(session.edge, session.handle).is_some() {
@@ -63,7 +73,7 @@ impl Engine {
                 edge: s.edge,
                 handle: s.handle,
             };
-            (session, s.fresh)
+            (session, s.began())
         });
         let replaced = || {
             Code::Unauthorized.closing(
@@ -71,12 +81,10 @@ impl Engine {
                 "replaced by a newer session of this device",
             )
         };
-        // What was opened elsewhere while the link was down is newer than what comes back with it.
-        if let Some((other, fresh)) = older
-            && again
-            && fresh
-            && other.edge != session.edge
-        {
+        // What comes back with a link may be left over: the device may have connected anew meanwhile,
+        // over this edge or another. Of the two the younger stays.
+        let began = Began::before(now.mono_ns, opened.age_ms);
+        if again && older.is_some_and(|(_, other_began)| other_began > began) {
             self.front.stats.replaced += 1;
             return self.front.close_session(session, replaced(), out);
         }
@@ -84,8 +92,10 @@ impl Engine {
         let max = edge.map_or(0, |e| e.sessions_per_user_max);
         let live = registry.sessions_of(user).count() - usize::from(older.is_some());
         if max > 0 && live >= max as usize {
-            let error =
-                Code::RateLimited.closing(Close::RateLimited, "too many sessions of this user");
+            let error = Error {
+                retry_after_ms: SESSION_RETRY_MS,
+                ..Code::RateLimited.closing(Close::RateLimited, "too many sessions of this user")
+            };
             return self.front.close_session(session, error, out);
         }
         if let Some((other, _)) = older {
@@ -94,7 +104,7 @@ impl Engine {
             self.front.close_session(other, replaced(), out);
         }
         let registry = &mut self.front.registry;
-        registry.open(session.edge, session.handle, user, device, !again);
+        registry.open(session.edge, session.handle, user, device, began);
         if again {
             self.want_hints(session);
         } else {

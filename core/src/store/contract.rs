@@ -89,6 +89,7 @@ fn row(version: u64) -> ConversationRow {
         version,
         created_at: 1_700_000_000_000,
         deleted: version.is_multiple_of(2),
+        changed_at: 1_700_000_000_000 + version,
     }
 }
 

@@ -35,6 +35,7 @@ pub fn opened(handle: u64, user: &str, device: &str, announced_again: bool) -> E
             user_id: user.into(),
             device_id: device.into(),
             announced_again,
+            age_ms: 0,
         })),
     }
 }

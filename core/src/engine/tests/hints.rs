@@ -76,6 +76,26 @@ fn the_minute_before_the_break_counts_too() {
 }
 
 #[test]
+fn a_change_of_title_is_hinted_at_after_a_restart_too() {
+    let mut world = World::new();
+    let id = world.group("alice", &["bob"]);
+    world.pass(600_000);
+    let broke_at = world.now.unix_ms;
+    world.feed(Input::EdgeDetached { edge: EdgeKey(2) });
+    world.pass(1_000);
+    let title = "New".to_owned();
+    world
+        .call("alice", Request::SetTitle { id, title })
+        .unwrap();
+    world.restart(config());
+    reattach(&mut world, 5, "edge-2", broke_at);
+    world.announce((5, 77), "bob", "phone", true);
+    let told = hints(&mut world, (5, 77));
+    assert_eq!(told.len(), 1);
+    assert_eq!((told[0].title.as_str(), told[0].version), ("New", 2));
+}
+
+#[test]
 fn a_change_of_members_is_hinted_at_also_to_whom_it_removed() {
     let mut world = World::new();
     let alice = world.open(1, "alice");

@@ -102,18 +102,40 @@ fn what_is_announced_again_gives_way_to_what_was_opened_elsewhere_meanwhile() {
     world.announce((1, 91), "alice", "phone", false);
     world.take((1, 91));
     world.feed(Input::EdgeDetached { edge: EdgeKey(1) });
+    world.pass(1_000);
     world.announce((2, 92), "alice", "phone", false);
     world.take((2, 92));
+    world.pass(1_000);
     world.attach(3, hello("edge-1"));
-    world.announce((3, 91), "alice", "phone", true);
+    world.announce_aged((3, 91), "alice", "phone", true, 2_000);
     assert_eq!(closed_with(&world.take((3, 91))), 4409);
     assert_eq!(world.take((2, 92)), []);
-    // Of two that were announced again the later stays.
-    world.attach(4, hello("edge-2"));
-    world.announce((4, 92), "alice", "phone", true);
-    world.announce((3, 93), "alice", "phone", true);
-    assert_eq!(closed_with(&world.take((4, 92))), 4409);
     assert_eq!(world.engine.stats().sessions, 1);
+}
+
+#[test]
+fn of_two_that_are_announced_again_the_younger_stays_in_whatever_order_they_come() {
+    for (first_age_ms, second_age_ms, loser) in [(9_000, 5_000, 92), (5_000, 9_000, 93)] {
+        for edge in [2, 1] {
+            let mut world = World::new();
+            world.announce_aged((1, 92), "alice", "phone", true, first_age_ms);
+            world.announce_aged((edge, 93), "alice", "phone", true, second_age_ms);
+            let closed = if loser == 92 { (1, 92) } else { (edge, 93) };
+            assert_eq!(closed_with(&world.take(closed)), 4409);
+            assert_eq!(world.engine.stats().sessions, 1);
+        }
+    }
+}
+
+#[test]
+fn what_is_left_over_at_an_edge_does_not_replace_what_was_opened_there_since() {
+    let mut world = World::new();
+    // Both waited for the link; the slots of the table come in any order.
+    world.announce_aged((1, 92), "alice", "phone", false, 300);
+    assert_eq!(world.take((1, 92)), [Got::Registered]);
+    world.announce_aged((1, 91), "alice", "phone", true, 60_000);
+    assert_eq!(closed_with(&world.take((1, 91))), 4409);
+    assert_eq!(world.take((1, 92)), []);
 }
 
 #[test]

@@ -448,6 +448,18 @@ impl World {
     }
 
     pub fn announce(&mut self, session: Session, user: &str, device: &str, again: bool) {
+        self.announce_aged(session, user, device, again, 0);
+    }
+
+    /// As [`World::announce`], of a connection that was accepted so long ago.
+    pub fn announce_aged(
+        &mut self,
+        session: Session,
+        user: &str,
+        device: &str,
+        again: bool,
+        age_ms: u64,
+    ) {
         self.open.insert(session, user.to_owned());
         self.op(
             session,
@@ -455,6 +467,7 @@ impl World {
                 user_id: user.to_owned(),
                 device_id: device.to_owned(),
                 announced_again: again,
+                age_ms,
             }),
         );
         self.turn();
