@@ -375,6 +375,10 @@ impl Shard {
     /// Announces a session unless the core knows of it.
     fn announce_one(&mut self, id: ConnId) {
         let handle = self.handle(id);
+        let age_ms = self
+            .slots
+            .get(id)
+            .map_or(0, |conn| self.ms_since(conn.accepted_at));
         let Some(conn) = self.slots.get_mut(id) else {
             return;
         };
@@ -386,6 +390,7 @@ impl Shard {
             user_id: conn.user().to_owned(),
             device_id: conn.device().to_owned(),
             announced_again: conn.state == State::Live,
+            age_ms,
         };
         self.uplink.opened(handle, opened);
     }
