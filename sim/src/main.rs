@@ -53,7 +53,11 @@ fn main() -> ExitCode {
         (None, Some(seed)) => one_seed(seed, &args),
         (None, None) => many_seeds(&args),
     };
-    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn one_seed(seed: u64, args: &Args) -> bool {
@@ -85,7 +89,9 @@ fn report(outcome: &Outcome, bug: Option<Bug>) {
 
 fn many_seeds(args: &Args) -> bool {
     let last = args.from.saturating_add(args.seeds.saturating_sub(1));
-    let summary = runs::run_all(args.from..=last, args.bug, args.threads, |o| report(o, args.bug));
+    let summary = runs::run_all(args.from..=last, args.bug, args.threads, |o| {
+        report(o, args.bug)
+    });
     print_coverage(&summary.coverage);
     println!(
         "{} events, {} s of virtual time",
@@ -117,7 +123,11 @@ fn all_bugs(threads: usize) -> bool {
             Some((seed, what)) => println!("{:<22} {seed:>5}  {what}", bug.name()),
             None => {
                 all = false;
-                println!("{:<22} {:>5}  NOT NOTICED within {BUG_SEEDS} seeds", bug.name(), "-");
+                println!(
+                    "{:<22} {:>5}  NOT NOTICED within {BUG_SEEDS} seeds",
+                    bug.name(),
+                    "-"
+                );
             }
         }
     }

@@ -68,8 +68,12 @@ impl Plan {
         let rng = &mut Rng::new(seed, "plan");
         // Small sockets that often block, or small outboxes that are often full: both together, and
         // nobody gets through a sync.
-        let (socket_bytes, outbox_hard) =
-            *rng.pick(&[(600, 1 << 20), (2_000, 1 << 20), (8_000, 6_000), (16_000, 6_000)]);
+        let (socket_bytes, outbox_hard) = *rng.pick(&[
+            (600, 1 << 20),
+            (2_000, 1 << 20),
+            (8_000, 6_000),
+            (16_000, 6_000),
+        ]);
         Self {
             seed,
             bug,
@@ -98,7 +102,11 @@ impl Hostility {
     fn new(rng: &mut Rng) -> Self {
         let calm = rng.chance(50);
         let mut weight = |permille: u64, most: u64| {
-            if rng.chance(permille) { rng.within(1, most) } else { 0 }
+            if rng.chance(permille) {
+                rng.within(1, most)
+            } else {
+                0
+            }
         };
         let core_crash = weight(500, 10);
         let edge_crash = weight(350, 6);

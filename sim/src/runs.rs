@@ -20,7 +20,9 @@ pub fn run(seed: u64, bug: Option<Bug>, keep_trace: bool) -> Outcome {
 
 /// The command that runs a seed again.
 pub fn command(seed: u64, bug: Option<Bug>) -> String {
-    let bug = bug.map(|b| format!(" --bug {}", b.name())).unwrap_or_default();
+    let bug = bug
+        .map(|b| format!(" --bug {}", b.name()))
+        .unwrap_or_default();
     format!("cargo run --release -p trunkline-sim -- --seed {seed} --trace{bug}")
 }
 

@@ -47,7 +47,11 @@ impl Rows {
             members: stored.members.clone().into_iter().collect(),
             watermarks: stored.watermarks.clone().into_iter().collect(),
             head,
-            recent: stored.messages.range(from..).map(|(_, m)| m.clone()).collect(),
+            recent: stored
+                .messages
+                .range(from..)
+                .map(|(_, m)| m.clone())
+                .collect(),
         })
     }
 
@@ -67,13 +71,19 @@ impl Rows {
 
     pub fn conversations_of(&self, user: &str) -> Vec<ConversationId> {
         let holds = |stored: &Stored| stored.members.contains_key(user);
-        let all = self.conversations.iter().filter(|(_, stored)| holds(stored));
+        let all = self
+            .conversations
+            .iter()
+            .filter(|(_, stored)| holds(stored));
         all.map(|(id, _)| *id).collect()
     }
 
     /// The highest message id.
     pub fn message_id_floor(&self) -> u64 {
-        let messages = self.conversations.values().flat_map(|c| c.messages.values());
+        let messages = self
+            .conversations
+            .values()
+            .flat_map(|c| c.messages.values());
         messages.map(|m| m.message_id).max().unwrap_or(0)
     }
 }

@@ -113,7 +113,9 @@ impl Reader {
                 Err(e) => broken(e.to_string()),
             },
             (0x88, _) => {
-                let code = payload.get(..2).map_or(1005, |c| u16::from_be_bytes([c[0], c[1]]));
+                let code = payload
+                    .get(..2)
+                    .map_or(1005, |c| u16::from_be_bytes([c[0], c[1]]));
                 Some(Came::Close(code))
             }
             (0x89, _) => Some(Came::Ping(payload)),
@@ -126,7 +128,10 @@ impl Reader {
 fn ws_frame(bytes: &[u8]) -> Option<(u8, std::ops::Range<usize>)> {
     let (&opcode, &short) = (bytes.first()?, bytes.get(1)?);
     let (start, len): (usize, usize) = match short {
-        126 => (4, usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?))),
+        126 => (
+            4,
+            usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?)),
+        ),
         127 => {
             let long = u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?);
             (10, usize::try_from(long).ok()?)

@@ -66,7 +66,13 @@ impl ClientCheck {
     pub fn sends(&mut self, user: &str, message: &SendMessage) {
         let key = (user.to_owned(), message.client_msg_id.clone());
         let content = message.content.clone();
-        self.sends.insert(key, Sent { content, outcome: None });
+        self.sends.insert(
+            key,
+            Sent {
+                content,
+                outcome: None,
+            },
+        );
     }
 
     /// What became durable was sent by somebody, with this content.
@@ -143,7 +149,10 @@ impl ClientCheck {
             Some(Outcome::Acked { conversation, seq })
                 if (conversation, *seq) != (&ack.conversation_id, ack.seq) =>
             {
-                Err(format!("{} is acked as {seq} and as {}", ack.client_msg_id, ack.seq))
+                Err(format!(
+                    "{} is acked as {seq} and as {}",
+                    ack.client_msg_id, ack.seq
+                ))
             }
             _ => Ok(Outcome::Acked {
                 conversation: ack.conversation_id.clone(),
@@ -212,7 +221,10 @@ impl ClientCheck {
 
 impl Device {
     fn has(&mut self, conversation: &str, seq: u64, message_id: u64) {
-        let shown = self.conversations.entry(conversation.to_owned()).or_default();
+        let shown = self
+            .conversations
+            .entry(conversation.to_owned())
+            .or_default();
         shown.known.insert(seq, message_id);
     }
 

@@ -58,13 +58,21 @@ impl CoreCheck {
                 self.users.insert((edge, op.handle), opened.user_id.clone());
             }
         }
-        spend(self.credit.get_mut(&edge).map(|c| &mut c.to_core), ops.len(), "an edge")
+        spend(
+            self.credit.get_mut(&edge).map(|c| &mut c.to_core),
+            ops.len(),
+            "an edge",
+        )
     }
 
     /// Operations leave for an edge.
     pub fn said(&mut self, truth: &Truth, edge: EdgeKey, ops: &[CoreOp]) -> Verdict {
-        spend(self.credit.get_mut(&edge).map(|c| &mut c.to_edge), ops.len(), "the core")
-            .and_then(|()| ops.iter().try_for_each(|op| self.said_one(truth, edge, op)))
+        spend(
+            self.credit.get_mut(&edge).map(|c| &mut c.to_edge),
+            ops.len(),
+            "the core",
+        )
+        .and_then(|()| ops.iter().try_for_each(|op| self.said_one(truth, edge, op)))
     }
 
     fn said_one(&mut self, truth: &Truth, edge: EdgeKey, op: &CoreOp) -> Verdict {
@@ -79,7 +87,9 @@ impl CoreCheck {
             if let Some(user) = self.users.get(&(edge, *handle)) {
                 shown(truth, user, body)?;
             } else if !matches!(body, ServerBody::Error(_)) {
-                return Err(format!("a frame for handle {handle:x}, which was not announced"));
+                return Err(format!(
+                    "a frame for handle {handle:x}, which was not announced"
+                ));
             }
         }
         match body {
@@ -98,7 +108,9 @@ impl CoreCheck {
         } = receipt.clone();
         let head = truth.conversation(&conversation_id)?.head();
         if seq > head {
-            return Err(format!("{user_id} has {status} {seq} of {conversation_id}, head {head}"));
+            return Err(format!(
+                "{user_id} has {status} {seq} of {conversation_id}, head {head}"
+            ));
         }
         let key = (edge, conversation_id, user_id, status);
         // Of two edges one may hear of it later than the other.
@@ -115,7 +127,10 @@ fn spend(credit: Option<&mut i64>, operations: usize, who: &str) -> Verdict {
     let Some(credit) = credit else { return Ok(()) };
     *credit -= operations as i64;
     if *credit < 0 {
-        return Err(format!("{who} sends {} operations beyond its credit", -*credit));
+        return Err(format!(
+            "{who} sends {} operations beyond its credit",
+            -*credit
+        ));
     }
     Ok(())
 }
@@ -148,7 +163,10 @@ pub fn acked(truth: &Truth, user: &str, ack: &Ack) -> Verdict {
         || message.sender_id != user
         || message.ts != ack.ts
     {
-        return Err(format!("the ack of {} to {user} is for {message:?}", ack.client_msg_id));
+        return Err(format!(
+            "the ack of {} to {user} is for {message:?}",
+            ack.client_msg_id
+        ));
     }
     Ok(())
 }
@@ -162,7 +180,10 @@ fn paged(truth: &Truth, user: &str, page: &Page) -> Verdict {
     }
     for message in &page.messages {
         if &message.conversation_id != id {
-            return Err(format!("a page of {id} with a message of {}", message.conversation_id));
+            return Err(format!(
+                "a page of {id} with a message of {}",
+                message.conversation_id
+            ));
         }
         truth.shows(message, user)?;
     }
@@ -191,7 +212,9 @@ pub fn responded(truth: &Truth, user: &str, response: &Result<Response, Error>) 
             truth.conversation(&id).map(|_| ())
         }
         Ok(Response::Receipts(view)) => {
-            let head = truth.conversation(&view.conversation_id.to_string())?.head();
+            let head = truth
+                .conversation(&view.conversation_id.to_string())?
+                .head();
             let mut marks = view.watermarks.iter();
             match marks.find(|(_, delivered, read)| *delivered.max(read) > head) {
                 Some((user, ..)) => Err(format!("marks of {user} above the head {head}")),

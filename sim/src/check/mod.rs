@@ -6,8 +6,8 @@ pub mod truth;
 
 use clients::ClientCheck;
 use core::CoreCheck;
-use truth::{Truth, Verdict};
 use trunkline_core::store::WriteBatch;
+use truth::{Truth, Verdict};
 
 /// Violations kept; the first is the one to look at.
 const VIOLATIONS_MAX: usize = 8;
@@ -28,7 +28,8 @@ impl Checker {
         if let Err(what) = verdict
             && self.violations.len() < VIOLATIONS_MAX
         {
-            self.violations.push(format!("at {} ms: {what}", at_ns / 1_000_000));
+            self.violations
+                .push(format!("at {} ms: {what}", at_ns / 1_000_000));
         }
     }
 

@@ -86,7 +86,8 @@ impl Truth {
                     message.client_msg_id, message.sender_id
                 ));
             }
-            if message.message_id <= highest_before || !self.message_ids.insert(message.message_id) {
+            if message.message_id <= highest_before || !self.message_ids.insert(message.message_id)
+            {
                 return Err(format!(
                     "{id}: message id {} is not above {highest_before}, or used before",
                     message.message_id
@@ -101,10 +102,15 @@ impl Truth {
             let marks = (row.delivered_seq, row.read_seq);
             let before = known.marks.insert(user.clone(), marks).unwrap_or_default();
             if marks.0 < before.0 || marks.1 < before.1 {
-                return Err(format!("{id}: marks of {user} fall from {before:?} to {marks:?}"));
+                return Err(format!(
+                    "{id}: marks of {user} fall from {before:?} to {marks:?}"
+                ));
             }
             if marks.0.max(marks.1) > known.head() {
-                return Err(format!("{id}: marks of {user} {marks:?} above {}", known.head()));
+                return Err(format!(
+                    "{id}: marks of {user} {marks:?} above {}",
+                    known.head()
+                ));
             }
         }
         Ok(())
@@ -121,13 +127,18 @@ impl Truth {
         let id = &message.conversation_id;
         let known = self.conversation(id)?;
         match known.message(message.seq) {
-            None => Err(format!("seq {} of {id} is shown but not durable", message.seq)),
-            Some(there) if there != message => {
-                Err(format!("seq {} of {id} is shown with other content", message.seq))
-            }
-            Some(_) if !known.is_visible(user, message.seq) => {
-                Err(format!("{user} is shown seq {} of {id}, not a member then", message.seq))
-            }
+            None => Err(format!(
+                "seq {} of {id} is shown but not durable",
+                message.seq
+            )),
+            Some(there) if there != message => Err(format!(
+                "seq {} of {id} is shown with other content",
+                message.seq
+            )),
+            Some(_) if !known.is_visible(user, message.seq) => Err(format!(
+                "{user} is shown seq {} of {id}, not a member then",
+                message.seq
+            )),
             Some(_) => Ok(()),
         }
     }

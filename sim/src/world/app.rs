@@ -16,7 +16,14 @@ use crate::plan::{MS, SECOND};
 const CALL_MAX: u64 = 4 * SECOND;
 /// And then so long before trying again, if it does.
 const CALL_AGAIN: u64 = 500 * MS;
-const TEXTS: [&str; 6] = ["hi", "how are you?", "\u{1F980} \u{1F980}", "see you", "ok", "no"];
+const TEXTS: [&str; 6] = [
+    "hi",
+    "how are you?",
+    "\u{1F980} \u{1F980}",
+    "see you",
+    "ok",
+    "no",
+];
 
 /// What all know of one another.
 #[derive(Default)]
@@ -84,7 +91,10 @@ impl World {
         let text = *self.rng.app.pick(&TEXTS);
         let length = if self.rng.app.chance(60) { 120 } else { 1 };
         SendMessage {
-            client_msg_id: format!("{}-{}", self.clients[client].device, self.clients[client].sent),
+            client_msg_id: format!(
+                "{}-{}",
+                self.clients[client].device, self.clients[client].sent
+            ),
             content: format!("{} {}", self.chat.sends, text.repeat(length)),
             ..SendMessage::default()
         }
@@ -146,7 +156,9 @@ impl World {
             return;
         }
         if self.rng.app.chance(300) {
-            let Some(id) = ConversationId::parse(&id) else { return };
+            let Some(id) = ConversationId::parse(&id) else {
+                return;
+            };
             let request = Request::MarkRead {
                 id,
                 last_read_seq: position,
@@ -154,7 +166,9 @@ impl World {
             return self.call(self.clients[client].user.clone(), request, false);
         }
         let now_ms = self.now / MS;
-        self.clients[client].machine.mark_read(&id, position, now_ms);
+        self.clients[client]
+            .machine
+            .mark_read(&id, position, now_ms);
         self.pump(client);
     }
 
@@ -198,7 +212,10 @@ impl World {
         let target = self.rng.app.index(self.clients.len());
         let user = self.clients[target].user.clone();
         let request = if self.is_member(target, id) {
-            Request::RemoveMember { id, user: user.clone() }
+            Request::RemoveMember {
+                id,
+                user: user.clone(),
+            }
         } else {
             Request::PutMember {
                 id,
@@ -304,14 +321,23 @@ impl World {
         let (user, request) = (at.user.clone(), at.request.clone());
         match (request, response) {
             (Request::Send(_), Ok(Response::Ack(ack))) => {
-                let verdict = self.check.clients.acked_user(&self.check.truth, &user, &ack);
+                let verdict = self
+                    .check
+                    .clients
+                    .acked_user(&self.check.truth, &user, &ack);
                 self.check.judge(self.now, verdict);
             }
             (Request::Send(message), Err(error)) => {
-                let verdict = self.check.clients.refused(&user, &message.client_msg_id, &error.code);
+                let verdict =
+                    self.check
+                        .clients
+                        .refused(&user, &message.client_msg_id, &error.code);
                 self.check.judge(self.now, verdict);
             }
-            (Request::CreateConversation { .. }, Ok(Response::Conversation { conversation, .. })) => {
+            (
+                Request::CreateConversation { .. },
+                Ok(Response::Conversation { conversation, .. }),
+            ) => {
                 self.chat.groups.push((conversation.conversation_id, user));
             }
             (Request::PutMember { .. }, Ok(_)) => self.cover.members_added += 1,

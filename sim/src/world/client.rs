@@ -73,7 +73,12 @@ impl Client {
             ..MachineConfig::default()
         };
         Self {
-            token: mint_at(SECRET, &user, START_UNIX_MS / 1_000 - 60, Duration::from_secs(86_400)),
+            token: mint_at(
+                SECRET,
+                &user,
+                START_UNIX_MS / 1_000 - 60,
+                Duration::from_secs(86_400),
+            ),
             user,
             device,
             kind,
@@ -186,7 +191,8 @@ impl World {
     /// The connection is gone, as far as the client can tell.
     pub(super) fn client_lost(&mut self, client: usize, socket: usize) {
         self.sockets[socket].client_open = false;
-        if matches!(self.clients[client].phase, Phase::Opening(at) | Phase::Online(at) if at == socket) {
+        if matches!(self.clients[client].phase, Phase::Opening(at) | Phase::Online(at) if at == socket)
+        {
             self.lost(client);
         }
     }
@@ -272,7 +278,10 @@ impl World {
             }
             return;
         }
-        let verdict = self.check.clients.came(client, self.clients[client].session, &frame);
+        let verdict = self
+            .check
+            .clients
+            .came(client, self.clients[client].session, &frame);
         self.check.judge(self.now, verdict);
         if self.has(Bug::ClientDedupOff) {
             self.show_at_once(client, &frame);
@@ -303,7 +312,8 @@ impl World {
             let mut frames = Vec::new();
             while let Some(frame) = self.clients[client].machine.next_frame(now_ms) {
                 if let Some(ClientBody::Fetch(fetch)) = &frame.frame {
-                    self.cover.gaps_fetched += u64::from(fetch.after.is_some() && fetch.before.is_some());
+                    self.cover.gaps_fetched +=
+                        u64::from(fetch.after.is_some() && fetch.before.is_some());
                     if self.has(Bug::GapFetchOff) {
                         continue;
                     }
@@ -363,15 +373,25 @@ impl World {
     fn client_event(&mut self, client: usize, event: ClientEvent) {
         match event {
             ClientEvent::Message(message) => {
-                trace!(self, "c{client} shows {} {}", message.conversation_id, message.seq);
-                self.clients[client].conversations.insert(message.conversation_id.clone());
+                trace!(
+                    self,
+                    "c{client} shows {} {}", message.conversation_id, message.seq
+                );
+                self.clients[client]
+                    .conversations
+                    .insert(message.conversation_id.clone());
                 if !self.has(Bug::ClientDedupOff) {
-                    let verdict = self.check.clients.shown(&self.check.truth, client, &message);
+                    let verdict = self
+                        .check
+                        .clients
+                        .shown(&self.check.truth, client, &message);
                     self.check.judge(self.now, verdict);
                 }
             }
             ClientEvent::ConversationChanged(conversation) => {
-                self.clients[client].conversations.insert(conversation.conversation_id);
+                self.clients[client]
+                    .conversations
+                    .insert(conversation.conversation_id);
             }
             _ => {}
         }
@@ -386,11 +406,16 @@ impl World {
             Ok(ack) if ack.client_msg_id == message.client_msg_id => {
                 self.check.clients.acked(&self.check.truth, client, &ack)
             }
-            Ok(ack) => Err(format!("the ack of {} for {}", ack.client_msg_id, message.client_msg_id)),
+            Ok(ack) => Err(format!(
+                "the ack of {} for {}",
+                ack.client_msg_id, message.client_msg_id
+            )),
             Err(SendError::Refused(error)) => {
                 self.cover.refused_sends += 1;
                 let user = &self.clients[client].user;
-                self.check.clients.refused(user, &message.client_msg_id, &error.code)
+                self.check
+                    .clients
+                    .refused(user, &message.client_msg_id, &error.code)
             }
             Err(error) => Err(format!("{} ended with {error}", message.client_msg_id)),
         };

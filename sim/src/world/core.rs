@@ -32,9 +32,18 @@ const BOUNDS: Bounds = Bounds {
 
 /// What comes to the engine's thread.
 pub(super) enum CoreInput {
-    Batch { stream: usize, bytes: Vec<u8> },
-    Detach { stream: usize },
-    Call { call: usize, user: String, request: Request },
+    Batch {
+        stream: usize,
+        bytes: Vec<u8>,
+    },
+    Detach {
+        stream: usize,
+    },
+    Call {
+        call: usize,
+        user: String,
+        request: Request,
+    },
     Store(Input),
 }
 
@@ -146,7 +155,8 @@ impl Core {
     /// Credit that the edges hold out to the core, and operations that wait for it, by stream.
     pub(super) fn credits(&self) -> Vec<(usize, usize, usize)> {
         let all = self.attached.values();
-        all.map(|a| (a.stream, a.runtime.credit(), a.runtime.waiting())).collect()
+        all.map(|a| (a.stream, a.runtime.credit(), a.runtime.waiting()))
+            .collect()
     }
 }
 
@@ -199,7 +209,9 @@ impl World {
             engine.on(Input::Tick, now, &mut effects);
         }
         engine.end_turn(now, &mut effects);
-        let next = engine.next_deadline().map(|at| at.min(self.core.last_tick + TICK_MAX));
+        let next = engine
+            .next_deadline()
+            .map(|at| at.min(self.core.last_tick + TICK_MAX));
         self.core.engine = Some(engine);
         for effect in effects {
             self.carry_out(effect, now);
@@ -232,11 +244,19 @@ impl World {
                 }
                 vec![Input::EdgeDetached { edge }]
             }
-            CoreInput::Call { call, user, request } => {
+            CoreInput::Call {
+                call,
+                user,
+                request,
+            } => {
                 self.core.last_token += 1;
                 let token = Token(self.core.last_token);
                 self.core.calls.insert(token, call);
-                vec![Input::Request { token, user, request }]
+                vec![Input::Request {
+                    token,
+                    user,
+                    request,
+                }]
             }
             CoreInput::Store(input) => vec![input],
         }
@@ -280,25 +300,29 @@ impl World {
         self.check.core.attached(edge);
         // The engine takes an older stream of the same edge for dead as it hears of this one.
         let mut all = self.core.attached.iter();
-        let older = all.find(|(_, a)| a.runtime.edge_id == hello.edge_id).map(|(key, _)| *key);
+        let older = all
+            .find(|(_, a)| a.runtime.edge_id == hello.edge_id)
+            .map(|(key, _)| *key);
         if let Some(old) = older.and_then(|key| self.core.attached.remove(&key)) {
             self.break_stream(old.stream, Break::ByCore);
         }
         let port = Arc::new(Port::default());
         let runtime = EdgeStream::open(&hello, port.clone(), self.core.epoch);
-        self.core.attached.insert(edge, Attached {
-            stream,
-            port,
-            runtime,
-        });
+        self.core.attached.insert(
+            edge,
+            Attached {
+                stream,
+                port,
+                runtime,
+            },
+        );
         Input::EdgeAttached { edge, hello }
     }
 
     fn plant_in_ops(&mut self, edge: EdgeKey, ops: &mut Vec<EdgeOp>) {
         match self.plan.bug {
-            Some(Bug::AnnounceDropped) => ops.retain(|op| {
-                !matches!(&op.op, Some(edge_op::Op::Opened(o)) if o.announced_again)
-            }),
+            Some(Bug::AnnounceDropped) => ops
+                .retain(|op| !matches!(&op.op, Some(edge_op::Op::Opened(o)) if o.announced_again)),
             Some(Bug::CloseDropped) => {
                 ops.retain(|op| !matches!(op.op, Some(edge_op::Op::Closed(_))));
             }
@@ -344,7 +368,11 @@ impl World {
                 let Some(call) = self.core.calls.remove(&token) else {
                     return self.violation("an answer to no call");
                 };
-                trace!(self, "core > call {call}: {}", if response.is_ok() { "ok" } else { "error" });
+                trace!(
+                    self,
+                    "core > call {call}: {}",
+                    if response.is_ok() { "ok" } else { "error" }
+                );
                 let verdict = responded(&self.check.truth, &self.calls[call].user, &response);
                 self.check.judge(self.now, verdict);
                 let delay = self.rng.net.within(50_000, 5 * MS);
@@ -360,7 +388,8 @@ impl World {
             return;
         }
         if let Some(core_op::Op::Deliver(deliver)) = &op.op
-            && let Some(ServerBody::Error(error)) = deliver.frame.as_ref().and_then(|f| f.frame.as_ref())
+            && let Some(ServerBody::Error(error)) =
+                deliver.frame.as_ref().and_then(|f| f.frame.as_ref())
         {
             self.cover.unavailable += u64::from(error.code == "unavailable");
         }
@@ -398,8 +427,13 @@ impl World {
         self.check.judge(self.now, said);
         self.check.core.core_grants(edge, batch.credit);
         let bytes = batch.encode_to_vec();
-        trace!(self, "core > stream {stream}: {} operations, credit {}, {:08x}",
-            batch.ops.len(), batch.credit, crate::trace::print(&bytes));
+        trace!(
+            self,
+            "core > stream {stream}: {} operations, credit {}, {:08x}",
+            batch.ops.len(),
+            batch.credit,
+            crate::trace::print(&bytes)
+        );
         self.trace.detail(|| format!("{:?}", batch.ops));
         self.push_batch(stream, Dir::Down, &bytes);
     }
@@ -470,11 +504,18 @@ fn is_hint(op: &CoreOp) -> bool {
 fn summary(input: &Input) -> String {
     match input {
         Input::EdgeAttached { edge, hello } => {
-            format!("{} attaches as {}, from {}", hello.edge_id, edge.0, hello.resume_from_ms)
+            format!(
+                "{} attaches as {}, from {}",
+                hello.edge_id, edge.0, hello.resume_from_ms
+            )
         }
         Input::EdgeDetached { edge } => format!("{} detaches", edge.0),
         Input::EdgeOps { edge, ops } => format!("{} operations of {}", ops.len(), edge.0),
-        Input::Request { token, user, request } => format!("{} of {user}: {request:?}", token.0),
+        Input::Request {
+            token,
+            user,
+            request,
+        } => format!("{} of {user}: {request:?}", token.0),
         Input::Committed { commit, result } => format!("commit {commit} ended: {result:?}"),
         Input::Loaded {
             conversation,

@@ -3,9 +3,9 @@
 
 use trunkline_core::engine::{EdgeKey, Input, Token};
 use trunkline_core::store::{ReadRange, StoreError, WriteBatch};
+use trunkline_proto::client::ClientBody;
 use trunkline_proto::ids::ConversationId;
 use trunkline_proto::link::{EdgeOp, edge_op};
-use trunkline_proto::client::ClientBody;
 
 use super::core::CoreInput;
 use super::{Event, World, trace};
@@ -23,9 +23,19 @@ pub(super) enum CommitStep {
 
 /// What is read.
 pub(super) enum Read {
-    Load { conversation: ConversationId, recent_max: u64 },
-    Page { token: Token, conversation: ConversationId, range: ReadRange },
-    Index { token: Token, user: String },
+    Load {
+        conversation: ConversationId,
+        recent_max: u64,
+    },
+    Page {
+        token: Token,
+        conversation: ConversationId,
+        range: ReadRange,
+    },
+    Index {
+        token: Token,
+        user: String,
+    },
 }
 
 impl World {
@@ -35,8 +45,11 @@ impl World {
             self.unmerge_marks(&mut batch);
         }
         let messages: usize = batch.conversations.iter().map(|c| c.messages.len()).sum();
-        trace!(self, "disk: commit {commit} of {} conversations, {messages} messages",
-            batch.conversations.len());
+        trace!(
+            self,
+            "disk: commit {commit} of {} conversations, {messages} messages",
+            batch.conversations.len()
+        );
         self.trace.detail(|| format!("{batch:?}"));
         let hostility = &self.plan.hostility;
         let is_slow = self.hostile && self.rng.store.chance(hostility.commit_slow);
@@ -68,13 +81,24 @@ impl World {
         } else if fails {
             self.cover.commits_failed_unwritten += 1;
         }
-        let total = if self.has(Bug::AckBeforeSync) { 1 } else { total };
+        let total = if self.has(Bug::AckBeforeSync) {
+            1
+        } else {
+            total
+        };
         self.commit_after(total, commit, CommitStep::Returned(result));
     }
 
     fn commit_after(&mut self, ns: u64, commit: u64, step: CommitStep) {
         let epoch = self.core.epoch;
-        self.after(ns, Event::Commit { epoch, commit, step });
+        self.after(
+            ns,
+            Event::Commit {
+                epoch,
+                commit,
+                step,
+            },
+        );
     }
 
     /// A commit gets further.
@@ -182,12 +206,19 @@ impl World {
                         found.head -= u64::from(found.recent.pop().is_some());
                     }
                     (Some(Bug::RemovalForgotten), Some(found)) => {
-                        let rows = found.members.iter_mut().filter_map(|(_, r)| r.intervals.last_mut());
+                        let rows = found
+                            .members
+                            .iter_mut()
+                            .filter_map(|(_, r)| r.intervals.last_mut());
                         rows.for_each(|interval| interval.until_seq = None);
                     }
                     _ => {}
                 }
-                let result = if fails { Err(error()) } else { Ok(snapshot.map(Box::new)) };
+                let result = if fails {
+                    Err(error())
+                } else {
+                    Ok(snapshot.map(Box::new))
+                };
                 Input::Loaded {
                     conversation,
                     result,

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use prost::Message as _;
+use trunkline_edge::hub::ShardOp;
 use trunkline_edge::link::router::split;
 use trunkline_edge::link::uplink::Credit;
-use trunkline_edge::hub::ShardOp;
 use trunkline_edge::observe::counters::Number;
 use trunkline_edge::ring::ConnId;
 use trunkline_edge::session::{Actions, Bounds, Now, Settings, Shard, Transport};
@@ -39,10 +39,21 @@ pub(super) enum SocketInput {
 
 /// What the rest of the process tells a shard.
 enum Item {
-    LinkUp { stream: usize, credit: Arc<Credit> },
-    LinkDown { stream: usize },
-    Core { stream: usize, ops: Vec<ShardOp>, settles: u32 },
-    Drain { budget_ms: u64 },
+    LinkUp {
+        stream: usize,
+        credit: Arc<Credit>,
+    },
+    LinkDown {
+        stream: usize,
+    },
+    Core {
+        stream: usize,
+        ops: Vec<ShardOp>,
+        settles: u32,
+    },
+    Drain {
+        budget_ms: u64,
+    },
 }
 
 /// A place in the driver's table.
@@ -185,13 +196,16 @@ impl World {
     pub(super) fn accept(&mut self, socket: usize) {
         let (edge, shard) = (self.sockets[socket].edge, self.sockets[socket].shard);
         let slots = &mut self.edges[edge].shards[shard].slots;
-        let slot = slots.iter().position(|s| s.socket.is_none()).unwrap_or_else(|| {
-            slots.push(Slot {
-                generation: 0,
-                socket: None,
+        let slot = slots
+            .iter()
+            .position(|s| s.socket.is_none())
+            .unwrap_or_else(|| {
+                slots.push(Slot {
+                    generation: 0,
+                    socket: None,
+                });
+                slots.len() - 1
             });
-            slots.len() - 1
-        });
         slots[slot].socket = Some(socket);
         slots[slot].generation += 1;
         let conn = ConnId {
@@ -278,15 +292,21 @@ impl World {
                 ops: actions.ops,
                 credit: actions.settled,
             };
-            trace!(self, "e{edge}.{shard} > stream {stream}: {} operations, credit {}",
-                batch.ops.len(), batch.credit);
+            trace!(
+                self,
+                "e{edge}.{shard} > stream {stream}: {} operations, credit {}",
+                batch.ops.len(),
+                batch.credit
+            );
             self.trace.detail(|| format!("{:?}", batch.ops));
             self.push_batch(stream, Dir::Up, &batch.encode_to_vec());
         }
     }
 
     fn socket_of(&self, edge: usize, shard: usize, conn: ConnId) -> Option<usize> {
-        let slot = self.edges[edge].shards[shard].slots.get(conn.slot as usize)?;
+        let slot = self.edges[edge].shards[shard]
+            .slots
+            .get(conn.slot as usize)?;
         slot.socket.filter(|_| slot.generation == conn.generation)
     }
 
@@ -323,10 +343,13 @@ impl World {
         trace!(self, "e{edge} greets the core on stream {stream}");
         self.push_batch(stream, Dir::Up, &greeting.encode_to_vec());
         // Given up if there is no welcome by then.
-        self.after(ATTACH_MAX, Event::StreamEnds {
-            stream,
-            at_core: false,
-        });
+        self.after(
+            ATTACH_MAX,
+            Event::StreamEnds {
+                stream,
+                at_core: false,
+            },
+        );
     }
 
     /// A batch of the core comes to the edge.
@@ -336,8 +359,12 @@ impl World {
             Ok(batch) => batch,
             Err(error) => return self.violation(format!("a batch of the core: {error}")),
         };
-        trace!(self, "e{edge} < stream {stream}: {} operations, credit {}",
-            batch.ops.len(), batch.credit);
+        trace!(
+            self,
+            "e{edge} < stream {stream}: {} operations, credit {}",
+            batch.ops.len(),
+            batch.credit
+        );
         match self.edges[edge].link {
             Link::Attaching(at) if at == stream && batch.welcome.is_some() => {
                 let credit = Arc::new(Credit::new(0));

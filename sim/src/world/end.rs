@@ -67,14 +67,20 @@ impl World {
 
     /// Why it is not quiet yet.
     fn unrest(&self) -> Option<String> {
-        let edges = self.edges.iter().position(|e| !matches!(e.link, Link::Up(_)));
+        let edges = self
+            .edges
+            .iter()
+            .position(|e| !matches!(e.link, Link::Up(_)));
         if let Some(edge) = edges {
             return Some(format!("e{edge} has no core"));
         }
         if let Some(client) = self.clients.iter().position(|c| !c.is_quiet()) {
             let at = &self.clients[client];
             let unsettled = at.machine.unsettled();
-            return Some(format!("c{client} is {:?}, {unsettled} sends unsettled", at.phase));
+            return Some(format!(
+                "c{client} is {:?}, {unsettled} sends unsettled",
+                at.phase
+            ));
         }
         let call = self.calls.iter().position(|c| !c.is_done);
         call.map(|call| format!("call {call} is not answered"))
@@ -90,7 +96,11 @@ impl World {
             self.violation(format!("{} edges are attached", stats.edges));
         }
         if stats.sessions < self.clients.len() as u64 {
-            self.violation(format!("{} sessions of {}", stats.sessions, self.clients.len()));
+            self.violation(format!(
+                "{} sessions of {}",
+                stats.sessions,
+                self.clients.len()
+            ));
         }
     }
 

@@ -164,13 +164,19 @@ impl World {
         let edge = self.rng.faults.index(self.edges.len());
         self.cover.clock_jumps += 1;
         self.edges[edge].clock_offset_ms = self.jump();
-        trace!(self, "e{edge}'s clock is off by {} ms", self.edges[edge].clock_offset_ms);
+        trace!(
+            self,
+            "e{edge}'s clock is off by {} ms", self.edges[edge].clock_offset_ms
+        );
     }
 
     fn set_core_clock(&mut self) {
         self.cover.clock_jumps += 1;
         self.core.clock_offset_ms = self.jump();
-        trace!(self, "the core's clock is off by {} ms", self.core.clock_offset_ms);
+        trace!(
+            self,
+            "the core's clock is off by {} ms", self.core.clock_offset_ms
+        );
     }
 
     fn cause_burst(&mut self) {

@@ -117,7 +117,12 @@ impl World {
         if at.is_broken && !matches!(self.edges[edge].link, Link::Up(now) if now == stream) {
             self.cover.link_late += 1;
         }
-        trace!(self, "core < stream {stream}: {} bytes {:08x}", bytes.len(), print(bytes));
+        trace!(
+            self,
+            "core < stream {stream}: {} bytes {:08x}",
+            bytes.len(),
+            print(bytes)
+        );
         self.core_input(CoreInput::Batch {
             stream,
             bytes: bytes.to_vec(),
@@ -141,7 +146,11 @@ impl World {
         };
         for (dir, is_lost) in [(Dir::Up, lost_up), (Dir::Down, lost_down)] {
             let count = self.way(stream, dir).batches.len();
-            let kept = if is_lost { 0 } else { self.rng.link.index(count + 1) };
+            let kept = if is_lost {
+                0
+            } else {
+                self.rng.link.index(count + 1)
+            };
             self.way(stream, dir).batches.truncate(kept);
         }
         let (edge_after, core_after) = match how {

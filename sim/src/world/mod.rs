@@ -47,26 +47,70 @@ const EVENTS_MAX: u64 = 4_000_000;
 /// What can happen.
 enum Event {
     /// The next packet of a socket arrives.
-    Packet { socket: usize, dir: Dir },
-    EdgeTurn { edge: usize, shard: usize, epoch: u64 },
-    EdgeAttach { edge: usize, epoch: u64 },
-    EdgeStart { edge: usize },
+    Packet {
+        socket: usize,
+        dir: Dir,
+    },
+    EdgeTurn {
+        edge: usize,
+        shard: usize,
+        epoch: u64,
+    },
+    EdgeAttach {
+        edge: usize,
+        epoch: u64,
+    },
+    EdgeStart {
+        edge: usize,
+    },
     /// The next batch of a stream arrives.
-    Batch { stream: usize, dir: Dir },
+    Batch {
+        stream: usize,
+        dir: Dir,
+    },
     /// One side learns that the stream is over.
-    StreamEnds { stream: usize, at_core: bool },
-    CoreTurn { epoch: u64 },
+    StreamEnds {
+        stream: usize,
+        at_core: bool,
+    },
+    CoreTurn {
+        epoch: u64,
+    },
     CoreStart,
-    Commit { epoch: u64, commit: u64, step: CommitStep },
-    Read { epoch: u64, read: Read },
-    Dial { client: usize },
-    DialOverdue { client: usize, socket: usize },
-    Wake { client: usize },
-    CallArrives { call: usize },
-    CallAnswered { call: usize, response: Box<Result<Response, Error>> },
-    CallOverdue { call: usize, tries: u32 },
+    Commit {
+        epoch: u64,
+        commit: u64,
+        step: CommitStep,
+    },
+    Read {
+        epoch: u64,
+        read: Read,
+    },
+    Dial {
+        client: usize,
+    },
+    DialOverdue {
+        client: usize,
+        socket: usize,
+    },
+    Wake {
+        client: usize,
+    },
+    CallArrives {
+        call: usize,
+    },
+    CallAnswered {
+        call: usize,
+        response: Box<Result<Response, Error>>,
+    },
+    CallOverdue {
+        call: usize,
+        tries: u32,
+    },
     MakeGroups,
-    Act { client: usize },
+    Act {
+        client: usize,
+    },
     Fault,
     Heal,
     /// Whether all is quiet.
@@ -186,7 +230,11 @@ impl World {
             Event::StreamEnds { stream, at_core } => self.stream_ends(stream, at_core),
             Event::CoreTurn { epoch } => self.core_turn(epoch),
             Event::CoreStart => self.core_start(),
-            Event::Commit { epoch, commit, step } => self.commit_step(epoch, commit, step),
+            Event::Commit {
+                epoch,
+                commit,
+                step,
+            } => self.commit_step(epoch, commit, step),
             Event::Read { epoch, read } => self.read(epoch, read),
             Event::Dial { client } => self.dial(client),
             Event::DialOverdue { client, socket } => self.dial_overdue(client, socket),

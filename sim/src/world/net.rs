@@ -141,7 +141,12 @@ impl World {
     /// A client sends.
     pub(super) fn client_sends(&mut self, socket: usize, bytes: &[u8]) {
         if self.sockets[socket].client_open {
-            trace!(self, "socket {socket} > {} bytes {:08x}", bytes.len(), print(bytes));
+            trace!(
+                self,
+                "socket {socket} > {} bytes {:08x}",
+                bytes.len(),
+                print(bytes)
+            );
             self.push_bytes(socket, Dir::Up, bytes);
         }
     }
@@ -206,7 +211,12 @@ impl World {
         match packet {
             Packet::Open => {}
             Packet::Bytes(bytes) => {
-                trace!(self, "socket {socket} < {} bytes {:08x}", bytes.len(), print(&bytes));
+                trace!(
+                    self,
+                    "socket {socket} < {} bytes {:08x}",
+                    bytes.len(),
+                    print(&bytes)
+                );
                 self.client_received(client, socket, &bytes);
             }
             Packet::Fin | Packet::Reset => {
@@ -223,8 +233,13 @@ impl World {
         if !self.sockets[socket].edge_open {
             return;
         }
-        trace!(self, "e{} > socket {socket} {} bytes {:08x}",
-            self.sockets[socket].edge, bytes.len(), print(&bytes));
+        trace!(
+            self,
+            "e{} > socket {socket} {} bytes {:08x}",
+            self.sockets[socket].edge,
+            bytes.len(),
+            print(&bytes)
+        );
         let drops = self.has(Bug::SlowConsumerDrops);
         let room_in_all = self.plan.socket_bytes;
         let down = &mut self.sockets[socket].down;
