@@ -40,6 +40,7 @@ on_every_driver!(
     data_goes_on_after_the_peers_fin,
     fin_follows_the_blocked_tail,
     fin_follows_the_turns_send,
+    fin_after_a_send_waits_for_nothing,
     close_reaches_the_peer,
     close_while_blocked_drops_the_tail,
     bytes_sent_before_close_arrive,

@@ -1,6 +1,6 @@
 //! Bytes: whole, in order, at any speed of the peer; and what a turn's time goes to.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -140,6 +140,24 @@ pub fn fin_follows_the_turns_send(kind: Kind) {
         assert!(shard.serve(reading) == data, "{kind:?}: {size} bytes");
         assert_eq!(shard.until_closed(conn), None);
     }
+}
+
+pub fn fin_after_a_send_waits_for_nothing(kind: Kind) {
+    let mut shard = Shard::new(kind);
+    let (mut peer, conn) = shard.pair();
+    let reading = std::thread::spawn(move || {
+        let mut data = Vec::new();
+        peer.read_to_end(&mut data).map(|_| data)
+    });
+    shard.driver.send(conn, Bytes::from_static(b"farewell"));
+    shard.driver.shutdown(conn);
+    // Until the FIN is out nothing happens that would end a wait.
+    let began = Instant::now();
+    while shard.closed(conn).is_none() {
+        shard.turn(DEADLINE);
+        assert!(began.elapsed() < DEADLINE, "{kind:?}: the FIN was late");
+    }
+    assert_eq!(reading.join().unwrap().unwrap(), b"farewell");
 }
 
 pub fn close_while_blocked_drops_the_tail(kind: Kind) {

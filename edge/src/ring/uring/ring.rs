@@ -120,7 +120,10 @@ impl Ring {
 
     /// Things to go on with that no completion will announce.
     fn must_not_wait(&self) -> bool {
-        !self.parked.is_empty() || !self.arrivals.is_empty() || self.acceptor.has_backlog()
+        !self.parked.is_empty()
+            || !self.arrivals.is_empty()
+            || !self.shutdowns.is_empty()
+            || self.acceptor.has_backlog()
     }
 
     /// The longest that the ring may wait, of `timeout`.
