@@ -4,7 +4,12 @@
 mod crash;
 mod dedup;
 mod drain;
+mod driver;
+mod fsync;
+mod group;
 mod heartbeat;
+mod memory;
 mod offline;
 mod order;
 mod slow;
+mod two_tiers;
