@@ -56,7 +56,7 @@ coverage! {
     replaced 50 "sessions replaced by a newer one of their device"
     duplicates 200 "sends recognised by their client_msg_id"
     rate_limited 100 "sends refused with rate_limited"
-    overloaded 20 "frames refused for want of credit"
+    overloaded 20 "frames refused for want of credit or room"
     unavailable 100 "answers that an outcome is unknown"
     clock_jumps 100 "clocks set forward or back"
     clock_set_back_at_start 20 "core starts under a clock that was set back"

@@ -94,9 +94,10 @@ fn many_seeds(args: &Args) -> bool {
     });
     print_coverage(&summary.coverage);
     println!(
-        "{} events, {} s of virtual time",
+        "{} events, {} s of virtual time, quiet at the latest {} s after the healing",
         summary.events,
-        summary.virtual_ns / 1_000_000_000
+        summary.virtual_ns / 1_000_000_000,
+        summary.quiet_after_ns / 1_000_000_000
     );
     let missing = summary.coverage.missing(summary.seeds);
     if args.bug.is_none() {

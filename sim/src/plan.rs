@@ -60,6 +60,7 @@ pub struct Plan {
     /// What the kernel takes of a socket that does not read.
     pub socket_bytes: usize,
     pub lane_window: usize,
+    pub operations_open_max: usize,
     pub hostility: Hostility,
 }
 
@@ -71,9 +72,16 @@ impl Plan {
         let (socket_bytes, outbox_hard) = *rng.pick(&[
             (600, 1 << 20),
             (2_000, 1 << 20),
-            (8_000, 6_000),
-            (16_000, 6_000),
+            (1_500, 3_000),
+            (4_000, 4_000),
         ]);
+        // Long enough, now and then, that not everything has just happened.
+        let is_long = rng.chance(120);
+        let (heal_at, act_every_ns) = if is_long {
+            (rng.within(120, 240) * SECOND, rng.within(2_000, 5_000) * MS)
+        } else {
+            (rng.within(12, 30) * SECOND, rng.within(150, 700) * MS)
+        };
         Self {
             seed,
             bug,
@@ -81,8 +89,8 @@ impl Plan {
             users: rng.within(4, 7) as usize,
             second_device: 500,
             groups: rng.within(1, 3) as usize,
-            heal_at: rng.within(12, 30) * SECOND,
-            act_every_ns: rng.within(150, 700) * MS,
+            heal_at,
+            act_every_ns,
             credit: *rng.pick(&[6, 40, 16_384]),
             conversations_cached_max: *rng.pick(&[1, 3, 1_000]),
             recent_bytes_max: *rng.pick(&[2_000, 1 << 30]),
@@ -93,13 +101,14 @@ impl Plan {
             outbox_hard,
             socket_bytes,
             lane_window: rng.within(1, 3) as usize,
-            hostility: Hostility::new(rng),
+            operations_open_max: *rng.pick(&[5, 65_536]),
+            hostility: Hostility::new(rng, is_long),
         }
     }
 }
 
 impl Hostility {
-    fn new(rng: &mut Rng) -> Self {
+    fn new(rng: &mut Rng, is_long: bool) -> Self {
         let calm = rng.chance(50);
         let mut weight = |permille: u64, most: u64| {
             if rng.chance(permille) {
@@ -120,8 +129,13 @@ impl Hostility {
         let commit_fails = weight(400, 120);
         let commit_slow = weight(400, 60);
         let read_fails = weight(300, 100);
+        let fault_every_ns = match (calm, is_long) {
+            (true, _) => 0,
+            (false, true) => rng.within(1_000, 12_000) * MS,
+            (false, false) => rng.within(150, 2_000) * MS,
+        };
         Self {
-            fault_every_ns: if calm { 0 } else { rng.within(150, 2_000) * MS },
+            fault_every_ns,
             core_crash,
             edge_crash,
             edge_drain,

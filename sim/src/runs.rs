@@ -35,6 +35,8 @@ pub struct Summary {
     pub coverage: Coverage,
     pub events: u64,
     pub virtual_ns: u64,
+    /// The longest that it took to get quiet.
+    pub quiet_after_ns: u64,
 }
 
 /// Runs these seeds on so many threads; each seed by itself is run by one. `on_failure` hears of
@@ -75,6 +77,7 @@ impl Summary {
         self.coverage.add(&outcome.coverage);
         self.events += outcome.events;
         self.virtual_ns += outcome.virtual_ns;
+        self.quiet_after_ns = self.quiet_after_ns.max(outcome.quiet_after_ns);
         if let Some(first) = outcome.violations.first() {
             self.failures.push((outcome.seed, first.clone()));
         }

@@ -54,6 +54,8 @@ pub(super) struct Client {
     session: u64,
     close_code: u16,
     wake_at: Option<u64>,
+    /// No network until then.
+    pub(super) away_until: u64,
     /// Until then the application takes nothing.
     pub(super) paused_until: u64,
     /// Kept over a restart: what is not settled, in order.
@@ -91,6 +93,7 @@ impl Client {
             session: 0,
             close_code: 0,
             wake_at: None,
+            away_until: 0,
             paused_until: 0,
             outbox: BTreeMap::new(),
             conversations: BTreeSet::new(),
@@ -129,6 +132,10 @@ impl World {
     pub(super) fn dial(&mut self, client: usize) {
         if self.clients[client].phase != Phase::Waiting {
             return;
+        }
+        if self.clients[client].away_until > self.now {
+            let at = self.clients[client].away_until;
+            return self.queue.push(at, Event::Dial { client });
         }
         self.clients[client].dialed_at = self.now;
         let edge = self.rng.net.index(self.edges.len());

@@ -131,6 +131,7 @@ impl Core {
             send_burst: plan.send_burst,
             conversations_cached_max: plan.conversations_cached_max,
             recent_bytes_max: plan.recent_bytes_max,
+            operations_open_max: plan.operations_open_max,
             ..EngineConfig::default()
         };
         let floor = match plan.bug {
@@ -484,6 +485,7 @@ impl World {
         cover.replaced += stats.replaced;
         cover.duplicates += stats.duplicates;
         cover.rate_limited += stats.rate_limited;
+        cover.overloaded += stats.overloaded;
         cover.receipts += stats.receipts;
     }
 }

@@ -33,7 +33,10 @@ impl World {
         match self.stage {
             Stage::Talking | Stage::Over => {}
             Stage::Settling => match self.unrest() {
-                None => self.stage = Stage::Quiet(self.now),
+                None => {
+                    self.quiet_after_ns = self.now - self.plan.heal_at;
+                    self.stage = Stage::Quiet(self.now);
+                }
                 Some(what) if self.now > self.plan.heal_at + QUIET_WITHIN => {
                     self.violation(format!("no quiet: {what}"));
                 }

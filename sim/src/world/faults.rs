@@ -86,7 +86,19 @@ impl World {
 
     fn crash_edge(&mut self) {
         let edge = self.rng.faults.index(self.edges.len());
-        if !self.edges[edge].is_up || self.edges[edge].drains {
+        let mut wait = 0;
+        if let Link::Up(stream) = self.edges[edge].link
+            && self.rng.faults.chance(500)
+        {
+            // Something of it is still under way when it is back.
+            wait = self.rng.faults.within(20, 400) * MS;
+            self.stall_stream(stream, wait);
+        }
+        self.after(wait, Event::EdgeCrash { edge });
+    }
+
+    pub(super) fn crash_edge_now(&mut self, edge: usize) {
+        if !self.edges[edge].is_up || self.edges[edge].drains || self.stage != Stage::Talking {
             return;
         }
         self.cover.edge_crashes += 1;
@@ -118,7 +130,14 @@ impl World {
             5..9 => Break::LateUp,
             _ => Break::ByCore,
         };
-        self.break_stream(stream, how);
+        let wait = match how {
+            Break::LateUp => self.rng.faults.below(400) * MS,
+            _ => 0,
+        };
+        if wait > 0 {
+            self.stall_stream(stream, wait);
+        }
+        self.after(wait, Event::StreamBreaks { stream, how });
     }
 
     fn cut_client(&mut self) {
@@ -128,6 +147,10 @@ impl World {
         };
         if self.rng.faults.chance(250) {
             self.cover.client_cuts_silent += 1;
+            if self.rng.faults.chance(300) {
+                let away = self.rng.faults.within(8, 16) * SECOND;
+                self.clients[client].away_until = self.now + away;
+            }
             self.cut(socket, Cut::Silent);
         } else {
             self.cover.client_cuts += 1;

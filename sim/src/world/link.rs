@@ -129,6 +129,12 @@ impl World {
         });
     }
 
+    /// Nothing gets through upwards for a while: what is sent meanwhile is under way.
+    pub(super) fn stall_stream(&mut self, stream: usize, ns: u64) {
+        trace!(self, "stream {stream} stalls");
+        self.way(stream, Dir::Up).held_until = self.now + ns;
+    }
+
     /// The stream breaks.
     pub(super) fn break_stream(&mut self, stream: usize, how: Break) {
         if self.streams[stream].is_broken {
@@ -160,7 +166,11 @@ impl World {
                 self.way(stream, Dir::Up).held_until = self.now + held;
                 (0, held + MS)
             }
-            Break::EdgeDied => (0, self.rng.link.below(200) * MS),
+            Break::EdgeDied => {
+                let held = self.rng.link.below(2_500) * MS;
+                self.way(stream, Dir::Up).held_until = self.now + held;
+                (0, held + MS)
+            }
             Break::CoreDied | Break::ByCore => (self.rng.link.below(200) * MS, 0),
         };
         // Behind what still arrives.

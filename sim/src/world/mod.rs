@@ -60,6 +60,9 @@ enum Event {
         edge: usize,
         epoch: u64,
     },
+    EdgeCrash {
+        edge: usize,
+    },
     EdgeStart {
         edge: usize,
     },
@@ -67,6 +70,10 @@ enum Event {
     Batch {
         stream: usize,
         dir: Dir,
+    },
+    StreamBreaks {
+        stream: usize,
+        how: link::Break,
     },
     /// One side learns that the stream is over.
     StreamEnds {
@@ -128,6 +135,8 @@ pub struct Outcome {
     pub events: u64,
     /// Virtual time that passed.
     pub virtual_ns: u64,
+    /// From the healing to quiet.
+    pub quiet_after_ns: u64,
     /// The whole trace, if it was asked for.
     pub text: Option<String>,
 }
@@ -150,6 +159,7 @@ pub struct World {
     chat: Chat,
     /// Faults may happen.
     hostile: bool,
+    quiet_after_ns: u64,
     /// The end of the run, by stages.
     stage: end::Stage,
 }
@@ -172,6 +182,7 @@ impl World {
             calls: Vec::new(),
             chat: Chat::default(),
             hostile: false,
+            quiet_after_ns: 0,
             stage: end::Stage::Talking,
             plan,
         };
@@ -216,6 +227,7 @@ impl World {
             lines: self.trace.lines(),
             events,
             virtual_ns: self.now,
+            quiet_after_ns: self.quiet_after_ns,
             text: self.trace.text(),
         }
     }
@@ -225,7 +237,9 @@ impl World {
             Event::Packet { socket, dir } => self.packet(socket, dir),
             Event::EdgeTurn { edge, shard, epoch } => self.edge_turn(edge, shard, epoch),
             Event::EdgeAttach { edge, epoch } => self.edge_attach(edge, epoch),
+            Event::EdgeCrash { edge } => self.crash_edge_now(edge),
             Event::EdgeStart { edge } => self.edge_start(edge),
+            Event::StreamBreaks { stream, how } => self.break_stream(stream, how),
             Event::Batch { stream, dir } => self.batch(stream, dir),
             Event::StreamEnds { stream, at_core } => self.stream_ends(stream, at_core),
             Event::CoreTurn { epoch } => self.core_turn(epoch),
