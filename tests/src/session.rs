@@ -272,6 +272,18 @@ impl Session {
         }
     }
 
+    /// Waits for a frame that `wanted` takes, and keeps it with the others.
+    pub async fn until(&mut self, what: &str, wanted: impl Fn(&ServerBody) -> bool) {
+        let is_wanted = |frame: &ServerFrame| frame.frame.as_ref().is_some_and(&wanted);
+        while !self.kept.iter().any(is_wanted) {
+            match self.heard().await {
+                Ok(Heard::Frame(frame)) => self.kept.push_back(*frame),
+                Ok(Heard::Ping) => self.pong().await,
+                other => panic!("{}: {other:?} in place of {what}", self.user),
+            }
+        }
+    }
+
     /// The next message.
     pub async fn message(&mut self) -> Message {
         self.expect("a message", |body| match body {

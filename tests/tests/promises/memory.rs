@@ -9,7 +9,7 @@ use serde_json::Value;
 use trunkline_tests::eventually;
 use trunkline_tests::process::{SECRET, Server, binary};
 
-const IDLE: u32 = 5_000;
+const IDLE: u32 = 10_000;
 /// User memory of one idle session in an unoptimised build. The release's budget is 400 bytes at
 /// 18,000 sessions, over which fixed costs spread further.
 const BYTES_PER_CONNECTION: f64 = 600.0;
