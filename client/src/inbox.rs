@@ -311,8 +311,9 @@ impl Inbox {
     }
 
     /// The full sync is answered: what it did not speak of was delivered before it was first seen
-    /// here.
-    pub fn full_sync_ended(&mut self) {
+    /// here. Gives the conversations that have a position through this alone: what was seen of them
+    /// may be of an earlier session, and more delivered elsewhere since, so they are worth a sync.
+    pub fn full_sync_ended(&mut self) -> Vec<String> {
         let mut asked: Vec<String> = self
             .conversations
             .iter()
@@ -321,6 +322,7 @@ impl Inbox {
             .collect();
         // Messages come out in an order that does not hang on the table's.
         asked.sort_unstable();
+        let mut settled = Vec::new();
         for id in asked {
             if let Some(c) = self.conversations.get_mut(&id) {
                 c.asked = false;
@@ -328,10 +330,12 @@ impl Inbox {
                     let lowest = c.waiting.keys().next().map(|seq| seq.saturating_sub(1));
                     let head = (c.head > 0).then_some(c.head);
                     c.position = lowest.into_iter().chain(head).min();
+                    settled.push(id.clone());
                 }
             }
             self.settle(&id, 0);
         }
+        settled
     }
 
     /// The session is gone, and with it all that was asked.

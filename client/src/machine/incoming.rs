@@ -39,7 +39,13 @@ impl Machine {
     }
 
     fn ack(&mut self, ack: Ack) {
+        let is_met = self.inbox.position(&ack.conversation_id).is_none();
         self.inbox.own(&ack.conversation_id, ack.seq);
+        if is_met && ack.duplicate {
+            // It was sent in an earlier session: more may have been said since.
+            let id = ack.conversation_id.clone();
+            self.catch_up.conversations.push_back(id);
+        }
         if let Some(local) = self.outbox.ack(&ack) {
             self.hand_out();
             self.event(Event::Ack(ack.clone()));
@@ -84,7 +90,10 @@ impl Machine {
             return;
         };
         match self.requests.remove(&id) {
-            Some((_, Request::FullSync)) => self.inbox.full_sync_ended(),
+            Some((_, Request::FullSync)) => {
+                let settled = self.inbox.full_sync_ended();
+                self.catch_up.conversations.extend(settled);
+            }
             Some((_, Request::Sync { .. })) => {}
             _ => return,
         }
