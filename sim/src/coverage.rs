@@ -53,6 +53,7 @@ coverage! {
     sockets_blocked 100 "sends that stayed short"
     slow_closes 10 "sessions closed since they did not read (4410)"
     silent_closes 10 "sessions closed since nothing came (4411)"
+    displaced_late 0 "live sessions replaced by one whose opening came late (a known limit)"
     replaced 50 "sessions replaced by a newer one of their device"
     duplicates 200 "sends recognised by their client_msg_id"
     rate_limited 100 "sends refused with rate_limited"

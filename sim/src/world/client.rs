@@ -54,6 +54,8 @@ pub(super) struct Client {
     session: u64,
     close_code: u16,
     wake_at: Option<u64>,
+    /// An opening of an earlier connection came to the core late.
+    pub(super) may_be_displaced: bool,
     /// No network until then.
     pub(super) away_until: u64,
     /// Until then the application takes nothing.
@@ -93,6 +95,7 @@ impl Client {
             session: 0,
             close_code: 0,
             wake_at: None,
+            may_be_displaced: false,
             away_until: 0,
             paused_until: 0,
             outbox: BTreeMap::new(),
@@ -216,7 +219,11 @@ impl World {
         at.machine.disconnected();
         at.phase = Phase::Waiting;
         let code = at.close_code;
-        if Close::from_code(code).is_some_and(Close::is_terminal) {
+        let is_terminal = Close::from_code(code).is_some_and(Close::is_terminal);
+        if is_terminal && code == Close::Replaced.code() && at.may_be_displaced {
+            // Its user opens it again.
+            self.cover.displaced_late += 1;
+        } else if is_terminal {
             self.violation(format!("client {client} is closed for good, with {code}"));
         }
         self.take_outputs(client);
@@ -280,6 +287,7 @@ impl World {
                 let at = &mut self.clients[client];
                 at.session = self.chat.sessions;
                 at.phase = Phase::Online(socket);
+                at.may_be_displaced = false;
                 trace!(self, "c{client} is online with session {}", at.session);
                 at.machine.connected(connected, now_ms);
             }

@@ -15,6 +15,7 @@ use trunkline_proto::client::ServerBody;
 use trunkline_proto::link::{CoreBatch, CoreOp, EdgeBatch, EdgeHello, EdgeOp, core_op, edge_op};
 use trunkline_proto::ports::EdgePort;
 
+use super::client::Client;
 use super::link::Break;
 use super::net::Dir;
 use super::{Event, World, trace};
@@ -23,6 +24,8 @@ use crate::check::core::{CoreCheck, responded};
 use crate::plan::{MS, Plan};
 use crate::store::SimStore;
 
+/// A batch that took longer was held back by the network.
+const LATE: u64 = 5 * MS;
 /// A tick comes at least this often while the engine waits for anything.
 const TICK_MAX: u64 = 200 * MS;
 const BOUNDS: Bounds = Bounds {
@@ -34,6 +37,7 @@ const BOUNDS: Bounds = Bounds {
 pub(super) enum CoreInput {
     Batch {
         stream: usize,
+        sent_at: u64,
         bytes: Vec<u8>,
     },
     Detach {
@@ -229,8 +233,16 @@ impl World {
     /// What an event means to the engine.
     fn inputs(&mut self, input: CoreInput, now: Now) -> Vec<Input> {
         match input {
-            CoreInput::Batch { stream, bytes } => match EdgeBatch::decode(&bytes[..]) {
-                Ok(batch) => self.edge_batch(stream, batch, now),
+            CoreInput::Batch {
+                stream,
+                sent_at,
+                bytes,
+            } => match EdgeBatch::decode(&bytes[..]) {
+                Ok(batch) => {
+                    let is_late = self.now - sent_at > LATE;
+                    self.look_at_openings(is_late, &batch.ops);
+                    self.edge_batch(stream, batch, now)
+                }
                 Err(error) => {
                     self.violation(format!("a batch of an edge: {error}"));
                     Vec::new()
@@ -285,7 +297,6 @@ impl World {
                 edge = self.streams[present.stream].key.unwrap_or(edge);
             }
         }
-        self.cover_ops(&batch.ops);
         self.trace.detail(|| format!("{now:?} {:?}", batch.ops));
         if !batch.ops.is_empty() {
             let ops = batch.ops;
@@ -332,10 +343,22 @@ impl World {
         }
     }
 
-    fn cover_ops(&mut self, ops: &[EdgeOp]) {
+    /// An opening that the network held back is newer to the core than it is: what it displaces is
+    /// a known limit (one edge cannot know of another's sessions, and clocks are not trusted).
+    fn look_at_openings(&mut self, is_late: bool, ops: &[EdgeOp]) {
         for op in ops {
-            if let Some(edge_op::Op::Opened(opened)) = &op.op {
-                self.cover.announced_again += u64::from(opened.announced_again);
+            let Some(edge_op::Op::Opened(opened)) = &op.op else {
+                continue;
+            };
+            if opened.announced_again {
+                self.cover.announced_again += 1;
+            } else if is_late {
+                let mut all = self.clients.iter_mut();
+                let named =
+                    |c: &&mut Client| c.user == opened.user_id && c.device == opened.device_id;
+                if let Some(client) = all.find(named) {
+                    client.may_be_displaced = true;
+                }
             }
         }
     }

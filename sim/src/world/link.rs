@@ -15,7 +15,8 @@ use crate::trace::print;
 /// One direction.
 #[derive(Default)]
 struct Way {
-    batches: VecDeque<Vec<u8>>,
+    /// With the time of sending.
+    batches: VecDeque<(u64, Vec<u8>)>,
     last_at: u64,
     /// What is under way stays so until then.
     held_until: u64,
@@ -81,7 +82,7 @@ impl World {
         };
         let now = self.now;
         let way = self.way(stream, dir);
-        way.batches.push_back(bytes.to_vec());
+        way.batches.push_back((now, bytes.to_vec()));
         way.last_at = way.last_at.max(now + delay);
         let at = way.last_at;
         self.queue.push(at, Event::Batch { stream, dir });
@@ -95,7 +96,7 @@ impl World {
             let at = way.held_until;
             return self.queue.push(at, Event::Batch { stream, dir });
         }
-        let Some(bytes) = way.batches.pop_front() else {
+        let Some((sent_at, bytes)) = way.batches.pop_front() else {
             return;
         };
         match dir {
@@ -103,11 +104,11 @@ impl World {
                 self.streams[stream].is_welcomed = true;
                 self.edge_hears(stream, &bytes);
             }
-            Dir::Up => self.batch_at_core(stream, &bytes),
+            Dir::Up => self.batch_at_core(stream, sent_at, &bytes),
         }
     }
 
-    fn batch_at_core(&mut self, stream: usize, bytes: &[u8]) {
+    fn batch_at_core(&mut self, stream: usize, sent_at: u64, bytes: &[u8]) {
         let at = &self.streams[stream];
         if !self.core.is_up() || at.core_epoch != self.core.epoch {
             // Nobody listens, or it is not the one that the stream was opened to.
@@ -125,6 +126,7 @@ impl World {
         );
         self.core_input(CoreInput::Batch {
             stream,
+            sent_at,
             bytes: bytes.to_vec(),
         });
     }
