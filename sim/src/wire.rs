@@ -20,7 +20,7 @@ pub enum Came {
     Upgraded,
     /// The handshake was refused with this status.
     Refused(u16),
-    Frame(ServerFrame),
+    Frame(Box<ServerFrame>),
     Ping(Vec<u8>),
     /// A close frame with this code.
     Close(u16),
@@ -55,7 +55,7 @@ impl Reader {
     }
 
     /// The next thing that came whole.
-    pub fn next(&mut self) -> Option<Came> {
+    pub fn take(&mut self) -> Option<Came> {
         if !self.upgraded {
             return self.next_head();
         }
@@ -95,7 +95,10 @@ impl Reader {
         }
         let frame = ServerFrame::decode(&input[..len]);
         self.bytes.drain(..head + len);
-        Some(frame.map_or_else(|e| Came::Broken(e.to_string()), Came::Frame))
+        Some(frame.map_or_else(
+            |e| Came::Broken(e.to_string()),
+            |f| Came::Frame(Box::new(f)),
+        ))
     }
 
     fn next_ws(&mut self) -> Option<Came> {
@@ -105,11 +108,11 @@ impl Reader {
         let broken = |what: String| Some(Came::Broken(what));
         match (opcode, self.kind) {
             (0x81, Kind::WsJson) => match json::decode_server(&payload) {
-                Ok(frame) => Some(Came::Frame(frame)),
+                Ok(frame) => Some(Came::Frame(Box::new(frame))),
                 Err(e) => broken(e.to_string()),
             },
             (0x82, Kind::WsProto) => match ServerFrame::decode(&payload[..]) {
-                Ok(frame) => Some(Came::Frame(frame)),
+                Ok(frame) => Some(Came::Frame(Box::new(frame))),
                 Err(e) => broken(e.to_string()),
             },
             (0x88, _) => {

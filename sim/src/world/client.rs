@@ -247,14 +247,14 @@ impl World {
         }
         at.reader.push(bytes);
         at.machine.heard(now_ms);
-        while let Some(came) = self.clients[client].reader.next() {
+        while let Some(came) = self.clients[client].reader.take() {
             match came {
                 Came::Upgraded => self.say_connect(client, socket),
                 Came::Refused(status) => {
                     trace!(self, "c{client} is refused with {status}");
                     return self.hang_up(client, socket);
                 }
-                Came::Frame(frame) => self.came(client, socket, frame),
+                Came::Frame(frame) => self.came(client, socket, *frame),
                 Came::Ping(payload) => {
                     let mut pong = Vec::new();
                     wire::pong(&payload, self.rng.net.any() as u32, &mut pong);

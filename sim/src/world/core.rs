@@ -367,9 +367,9 @@ impl World {
 
     fn carry_out(&mut self, effect: Effect, now: Now) {
         match effect {
-            Effect::ToEdge { edge, op } => self.to_edge(edge, op, now),
+            Effect::ToEdge { edge, op } => self.tell_edge(edge, op, now),
             Effect::Settled { edge, operations } => {
-                let leaks = self.has(Bug::CreditLeaked) && self.now % 7 == 0;
+                let leaks = self.has(Bug::CreditLeaked) && self.now.is_multiple_of(7);
                 if let Some(at) = self.core.attached.get_mut(&edge).filter(|_| !leaks) {
                     at.runtime.settle(operations);
                 }
@@ -407,7 +407,7 @@ impl World {
         }
     }
 
-    fn to_edge(&mut self, edge: EdgeKey, op: CoreOp, now: Now) {
+    fn tell_edge(&mut self, edge: EdgeKey, op: CoreOp, now: Now) {
         if self.has(Bug::HintOmitted) && is_hint(&op) {
             return;
         }
