@@ -191,8 +191,15 @@ impl ClientCheck {
         Ok(())
     }
 
-    /// All is quiet: nothing is owed to anybody.
-    pub fn at_the_end(&self, truth: &Truth) -> Verdict {
+    /// All is quiet: nothing is owed to anybody. `one_by_one`: clients send one message at a time to
+    /// a conversation, so theirs are stored in the order in which they were sent.
+    pub fn at_the_end(&self, truth: &Truth, one_by_one: bool) -> Verdict {
+        if one_by_one {
+            truth
+                .conversations
+                .values()
+                .try_for_each(in_order_of_sending)?;
+        }
         let mut stored = BTreeSet::new();
         for message in truth.conversations.values().flat_map(|c| &c.log) {
             stored.insert((message.sender_id.clone(), message.client_msg_id.clone()));
@@ -217,6 +224,30 @@ impl ClientCheck {
         }
         Ok(())
     }
+}
+
+/// Of each device the numbers in its `client_msg_id`s ascend.
+fn in_order_of_sending(known: &Conversation) -> Verdict {
+    let mut last: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for message in &known.log {
+        let Some((device, number)) = message.client_msg_id.rsplit_once('-') else {
+            continue;
+        };
+        // What goes over REST waits for nothing.
+        let Some(number) = number.parse().ok().filter(|_| !device.starts_with("rest")) else {
+            continue;
+        };
+        let before = last
+            .insert((&message.sender_id, device), number)
+            .unwrap_or(0);
+        if number <= before {
+            return Err(format!(
+                "{} of {} is stored as {}, after number {before}",
+                message.client_msg_id, message.sender_id, message.seq
+            ));
+        }
+    }
+    Ok(())
 }
 
 impl Device {
