@@ -60,6 +60,8 @@ pub(super) struct Socket {
     pub(super) down: Pipe,
     pub(super) client_open: bool,
     pub(super) edge_open: bool,
+    /// Some of what was under way is lost: nothing behind it may arrive.
+    is_cut: bool,
     edge_sent_fin: bool,
     edge_got_fin: bool,
 }
@@ -92,6 +94,7 @@ impl World {
             down: Pipe::default(),
             client_open: true,
             edge_open: true,
+            is_cut: false,
             edge_sent_fin: false,
             edge_got_fin: false,
         });
@@ -126,6 +129,9 @@ impl World {
 
     /// Sends bytes in pieces.
     fn push_bytes(&mut self, socket: usize, dir: Dir, mut bytes: &[u8]) {
+        if self.sockets[socket].is_cut && !self.pipe(socket, dir).dead {
+            return;
+        }
         while !bytes.is_empty() {
             let len = match self.rng.net.below(10) {
                 0 => self.rng.net.within(1, 8) as usize,
@@ -333,6 +339,10 @@ impl World {
 
     /// Cuts a connection, somewhere in the middle of what is under way.
     pub(super) fn cut(&mut self, socket: usize, how: Cut) {
+        let was_cut = std::mem::replace(&mut self.sockets[socket].is_cut, true);
+        if was_cut && matches!(how, Cut::Both | Cut::Silent) {
+            return;
+        }
         trace!(self, "socket {socket} is cut: {how:?}");
         for dir in [Dir::Up, Dir::Down] {
             let permille = self.rng.net.below(1_001);
