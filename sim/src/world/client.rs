@@ -148,6 +148,7 @@ impl World {
         }
         let socket = self.open_socket(client, edge);
         let at = &mut self.clients[client];
+        at.may_be_displaced = false;
         at.phase = Phase::Opening(socket);
         at.reader = Reader::new(at.kind);
         at.close_code = 0;
@@ -287,7 +288,6 @@ impl World {
                 let at = &mut self.clients[client];
                 at.session = self.chat.sessions;
                 at.phase = Phase::Online(socket);
-                at.may_be_displaced = false;
                 trace!(self, "c{client} is online with session {}", at.session);
                 at.machine.connected(connected, now_ms);
             }
