@@ -200,8 +200,26 @@ impl Outbox {
             self.remove(local);
             return Refusal::Failed(local);
         }
+        self.wait_after_refusal(local, error.retry_after_ms.into(), now_ms);
+        Refusal::Retry(local)
+    }
+
+    /// The server has lost sight of everything under way: all of it leaves again, under its
+    /// `client_msg_id`, which finds out what became of it.
+    pub fn in_doubt(&mut self, now_ms: u64) {
+        let in_flight = |(local, entry): (&LocalId, &Entry)| {
+            matches!(entry.state, State::InFlight { .. }).then_some(*local)
+        };
+        let in_doubt: Vec<_> = self.entries.iter().filter_map(in_flight).collect();
+        for local in in_doubt {
+            self.wait_after_refusal(local, 0, now_ms);
+        }
+    }
+
+    /// `told_ms`: as the server said; 0: it said nothing.
+    fn wait_after_refusal(&mut self, local: LocalId, told_ms: u64, now_ms: u64) {
         let Some(entry) = self.entries.get_mut(&local) else {
-            return Refusal::NotOurs;
+            return;
         };
         let doubled = self
             .config
@@ -209,13 +227,12 @@ impl Outbox {
             .saturating_mul(1 << entry.refusals.min(20))
             .min(self.config.retry_max_ms);
         entry.refusals += 1;
-        let wait_ms = match u64::from(error.retry_after_ms) {
+        let wait_ms = match told_ms {
             0 => doubled,
             told => told,
         };
         let until_ms = now_ms.saturating_add(wait_ms.max(1));
         self.set_state(local, State::Waiting { until_ms });
-        Refusal::Retry(local)
     }
 
     /// Time passed: what waited long enough, and what had no answer for too long, may leave again.

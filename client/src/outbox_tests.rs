@@ -86,6 +86,23 @@ fn unavailable_without_a_time_backs_off() {
 }
 
 #[test]
+fn what_is_in_doubt_leaves_again_and_nothing_else() {
+    let mut outbox = outbox(1);
+    for (lane, id) in [("a", "a1"), ("a", "a2"), ("b", "b1")] {
+        outbox.push(message(lane, id)).unwrap();
+    }
+    assert_eq!(sent(&mut outbox, 0), ["a1", "b1"]);
+    outbox.ack(&ack("b1"));
+    outbox.in_doubt(100);
+    assert_eq!(sent(&mut outbox, 100), [""; 0], "a2 does not overtake a1");
+    assert_eq!(outbox.deadline_ms(), Some(600));
+    outbox.expire(600);
+    assert_eq!(sent(&mut outbox, 600), ["a1"]);
+    outbox.ack(&ack("a1"));
+    assert_eq!(sent(&mut outbox, 601), ["a2"]);
+}
+
+#[test]
 fn a_silent_server_is_asked_again_and_a_new_session_gets_all() {
     let mut outbox = outbox(2);
     for id in ["a1", "a2", "a3"] {

@@ -224,7 +224,8 @@ async fn record(user: String, mut events: Events, log: Arc<Mutex<Log>>) {
     }
 }
 
-/// A client's configuration for tests: impatient.
+/// A client's configuration for tests: it comes back soon, and no timeout of its own helps it out,
+/// since everything that gets lost is told: by the end of the connection, or by `unavailable`.
 pub fn config(kind: Kind, address: &str, user: &str, device: &str) -> ClientConfig {
     let transport = match kind {
         Kind::Tcp => Transport::Tcp {
@@ -244,5 +245,7 @@ pub fn config(kind: Kind, address: &str, user: &str, device: &str) -> ClientConf
     config.backoff_max = Duration::from_millis(500);
     config.machine.outbox.retry_base_ms = 50;
     config.machine.outbox.retry_max_ms = 500;
+    config.machine.outbox.ack_timeout_ms = 3_600_000;
+    config.machine.request_timeout_ms = 3_600_000;
     config
 }

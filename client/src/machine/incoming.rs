@@ -113,6 +113,10 @@ impl Machine {
             self.request_refused(id, request, error, now_ms);
             return;
         }
+        if id.is_empty() && is_about_everything(&error) {
+            self.all_in_doubt(&error, now_ms);
+            return;
+        }
         match self.outbox.error(&error, parse_local_id(id), now_ms) {
             Refusal::NotOurs => self.event(Event::Error(error)),
             Refusal::Retry(_) => {}
@@ -124,6 +128,19 @@ impl Machine {
                 self.outputs
                     .push_back(Output::Sent(local, Err(SendError::Refused(error))));
             }
+        }
+    }
+
+    /// The server has lost its core, and with it every answer that was still to come.
+    fn all_in_doubt(&mut self, error: &Error, now_ms: u64) {
+        self.outbox.in_doubt(now_ms);
+        let open: Vec<_> = self
+            .requests
+            .iter()
+            .map(|(id, (_, r))| (*id, r.clone()))
+            .collect();
+        for (id, request) in open {
+            self.request_refused(id, request, error.clone(), now_ms);
         }
     }
 
@@ -182,6 +199,14 @@ impl Machine {
     }
 }
 
+/// Whether an error that answers no frame speaks of all frames under way.
+fn is_about_everything(error: &Error) -> bool {
+    error.code == Code::Unavailable.as_str()
+        && error.client_msg_id.is_empty()
+        && error.conversation_id.is_empty()
+        && error.close_code == 0
+}
+
 /// Whether repeating the request cannot help.
 fn is_for_good(code: &str) -> bool {
     [
@@ -192,4 +217,57 @@ fn is_for_good(code: &str) -> bool {
     ]
     .iter()
     .any(|c| c.as_str() == code)
+}
+
+#[cfg(test)]
+mod tests {
+    use trunkline_proto::client::{ClientBody, Connected, SendMessage};
+
+    use super::*;
+    use crate::machine::MachineConfig;
+
+    /// What leaves now: names of requests and ids of messages.
+    fn leaving(machine: &mut Machine, now_ms: u64) -> Vec<String> {
+        std::iter::from_fn(|| machine.next_frame(now_ms))
+            .map(|frame| match frame.frame {
+                Some(ClientBody::Sync(_)) => "sync".to_owned(),
+                Some(ClientBody::SendMessage(message)) => message.client_msg_id,
+                other => format!("{other:?}"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn unavailable_without_a_name_is_about_everything_under_way() {
+        let mut machine = Machine::new(MachineConfig::default());
+        let connected = Connected {
+            user_id: "alice".into(),
+            heartbeat_ms: 30_000,
+            ..Connected::default()
+        };
+        machine.connected(&connected, 0);
+        let message = SendMessage {
+            to: "bob".into(),
+            client_msg_id: "m".into(),
+            ..SendMessage::default()
+        };
+        assert!(machine.send(message).is_ok());
+        assert_eq!(leaving(&mut machine, 0), ["sync", "m"]);
+        let lost = Code::Unavailable.error("the core was lost");
+        machine.frame(ServerFrame::push(ServerBody::Error(lost)), 100);
+        assert_eq!(leaving(&mut machine, 100), [""; 0]);
+        machine.tick(100 + FETCH_RETRY_MS);
+        let again = leaving(&mut machine, 100 + FETCH_RETRY_MS);
+        assert_eq!(again, ["sync", "m"]);
+        let told = machine.next_output(2_000);
+        assert!(
+            matches!(told, Some(Output::Event(Event::Connected(_)))),
+            "{told:?}"
+        );
+        assert_eq!(
+            machine.next_output(2_000),
+            None,
+            "nothing for the application"
+        );
+    }
 }
