@@ -330,7 +330,7 @@ pub const TABLE: &[Setting] = &[
         SERVE_EDGE,
         "recv_buffers",
         count(4, 32_768),
-        Some("256"),
+        Some("128"),
         "Receive buffers of each ring (io_uring), a power of two. Idle connections use none.",
     ),
     setting(

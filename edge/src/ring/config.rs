@@ -78,7 +78,7 @@ impl Default for DriverConfig {
         Self {
             slots_max: 16_384,
             rings: 1,
-            buffers: 256,
+            buffers: 128,
             buffer_size: 2_048,
             sq_entries: 2_048,
             cq_entries: 8_192,
