@@ -1,9 +1,9 @@
 //! Promise: an acked message is never lost and never doubled, whatever process is killed at whatever
 //! moment, and whatever link breaks in the midst of whatever it carries.
 //!
-//! Seen failing with the store's sync taken out only where a machine loses power, which no test here
-//! does; `fsync.rs` and the store's own tests hold that end. With the dedup of the engine or the
-//! position of the client's inbox taken out, these fail.
+//! Seen failing with acks that leave before the commit, with the engine's dedup, the client's
+//! positions, its gaps or its sending again taken out. What a machine owes that loses power is the
+//! matter of `fsync.rs` and of the store's own tests.
 
 use std::time::{Duration, Instant};
 
