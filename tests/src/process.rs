@@ -261,6 +261,21 @@ impl Server {
         child.wait().expect("our child can be waited for");
     }
 
+    /// Waits until nobody answers on the ports of the process that was killed. The kernel takes a
+    /// ring apart after its process has ended; until then the ring's listeners take connections,
+    /// and reset them, beside those of a process that was started in the same place meanwhile.
+    /// Clients come back from that; a test that looks at one connection has to wait.
+    pub fn until_silent(&self) {
+        assert!(self.child.is_none(), "it runs");
+        let deadline = Instant::now() + PATIENCE;
+        for (name, address) in &self.ports {
+            while std::net::TcpStream::connect(address).is_ok() {
+                assert!(Instant::now() < deadline, "{name} still listens");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    }
+
     /// Sends a signal by name: TERM, INT, STOP, CONT.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill")

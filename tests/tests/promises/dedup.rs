@@ -85,6 +85,7 @@ async fn ids_are_recognised_after_a_kill_and_other_content_is_a_conflict() {
     // As many as are promised to be recognised, the first among them.
     before.pour(To::User("bob"), "more", 4_095, "x").await;
     server.kill();
+    server.until_silent();
     server.start();
     let mut after = Session::open(&server, Kind::Tcp, "alice", "d").await;
     let again = after.said(To::User("bob"), "first", "one").await.unwrap();
