@@ -11,11 +11,13 @@
 //! - [`worker`]: one generator thread: a driver and its clients
 //! - [`wire`]: the client's side of the WebSocket and of delimited frames
 //! - [`target`]: the server under load: found or started, its tokens, groups, CPU and memory
-//! - [`report`]: the typed result, as text and JSON
+//! - [`report`]: the typed result of `chat`, as text and JSON
+//! - [`result`]: the typed result of a run, the same for every scenario
 
 pub mod args;
 pub mod chat;
 pub mod report;
+pub mod result;
 pub mod target;
 pub mod wire;
 pub mod worker;
