@@ -135,6 +135,9 @@ struct Shard {
     open: usize,
     /// Answers of the connection that is being served, cut off after each event.
     cork: BytesMut,
+    /// The cork of the turn before, whose bytes the driver lets go of in this one: the two take
+    /// turns, and neither is allocated anew.
+    other_cork: BytesMut,
     /// What leaves at the end of the turn.
     dirty: Vec<(ConnId, BytesMut)>,
     /// Both FINs are out: to close at the end of a turn, when nothing is unsent.
@@ -153,6 +156,7 @@ impl Shard {
             conns: Vec::new(),
             open: 0,
             cork: BytesMut::with_capacity(CORK_BYTES),
+            other_cork: BytesMut::new(),
             dirty: Vec::new(),
             done: Vec::new(),
             lingering: VecDeque::new(),
@@ -296,10 +300,10 @@ impl Shard {
             self.handshakes.push_back((now + HANDSHAKE_MAX, id));
         }
         self.end_overdue(driver, now);
-        if self.cork.capacity() > CORK_BYTES {
-            self.cork = BytesMut::new();
+        std::mem::swap(&mut self.cork, &mut self.other_cork);
+        if self.cork.capacity() > CORK_BYTES || !self.cork.try_reclaim(CORK_BYTES) {
+            self.cork = BytesMut::with_capacity(CORK_BYTES);
         }
-        self.cork.reserve(CORK_BYTES);
     }
 
     fn flush(&mut self, driver: &mut dyn Driver, now: Instant, id: ConnId, owed: BytesMut) {

@@ -38,7 +38,11 @@ pub struct ShardLoop {
     core: Option<(u64, Arc<dyn CorePort>)>,
     actions: Actions,
     turns: u64,
+    /// Time spent on the link, ns.
+    link_ns: u64,
     started: Instant,
+    /// When the last turn ended: no time passes between turns.
+    ended: Instant,
     published_at: Instant,
     /// Something happened since the numbers were published.
     dirty: bool,
@@ -63,7 +67,9 @@ impl ShardLoop {
             core: None,
             actions: Actions::default(),
             turns: 0,
+            link_ns: 0,
             started,
+            ended: started,
             published_at: started,
             dirty: true,
             ends_at: None,
@@ -79,23 +85,27 @@ impl ShardLoop {
             if timeout.is_zero() {
                 waker.awake();
             }
-            self.turn_driver(timeout)?;
+            let any = self.turn_driver(timeout)?;
             self.turns += 1;
-            self.shard.begin(now(self.started));
+            let time = Instant::now();
+            if !any {
+                self.shard.begin(now(self.started, time));
+            }
             self.take_inbox();
             self.shard.end_turn(&mut self.actions);
             self.apply();
-            let time = Instant::now();
-            self.publish_if_due(time);
-            if self.is_over(time) {
-                self.publish(time);
+            self.ended = Instant::now();
+            self.link_ns += nanos(self.ended.duration_since(time));
+            self.publish_if_due();
+            if self.is_over() {
+                self.publish();
                 return Ok(self.shard.drain_counts());
             }
         }
     }
 
-    fn is_over(&self, time: Instant) -> bool {
-        self.shard.is_drained() || self.ends_at.is_some_and(|at| time >= at)
+    fn is_over(&self) -> bool {
+        self.shard.is_drained() || self.ends_at.is_some_and(|at| self.ended >= at)
     }
 
     /// How long the driver may wait. The waker has been told before this looks at the inbox.
@@ -103,7 +113,7 @@ impl ShardLoop {
         if !self.inbox.is_empty() {
             return Duration::ZERO;
         }
-        let time = Instant::now();
+        let time = self.ended;
         let publish = self.dirty.then(|| {
             let interval = Duration::from_millis(PUBLISH_INTERVAL_MS);
             (self.published_at + interval).saturating_duration_since(time)
@@ -114,14 +124,15 @@ impl ShardLoop {
         wanted.unwrap_or(SLEEP_MAX).min(SLEEP_MAX)
     }
 
-    fn turn_driver(&mut self, timeout: Duration) -> io::Result<()> {
+    /// Whether the driver had any events, and so the shard has the time.
+    fn turn_driver(&mut self, timeout: Duration) -> io::Result<bool> {
         let started = self.started;
         let shard = &mut self.shard;
         let mut any = false;
         self.driver.turn(timeout, &mut |event| {
             // The clock is read when the wait is over, once for all that has come.
             if !any {
-                shard.begin(now(started));
+                shard.begin(now(started, Instant::now()));
                 any = true;
             }
             match event {
@@ -146,7 +157,7 @@ impl ShardLoop {
             }
         })?;
         self.dirty |= any;
-        Ok(())
+        Ok(any)
     }
 
     fn take_inbox(&mut self) {
@@ -242,32 +253,34 @@ impl ShardLoop {
         }
     }
 
-    fn publish_if_due(&mut self, time: Instant) {
+    fn publish_if_due(&mut self) {
         let interval = Duration::from_millis(PUBLISH_INTERVAL_MS);
-        if self.dirty && time.duration_since(self.published_at) >= interval {
-            self.publish(time);
+        if self.dirty && self.ended.duration_since(self.published_at) >= interval {
+            self.publish();
         }
     }
 
-    fn publish(&mut self, time: Instant) {
-        let elapsed = time.duration_since(self.started);
-        let elapsed_ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+    fn publish(&mut self) {
         let stats = LoopStats {
             driver: self.driver.stats(),
-            elapsed_ns,
+            elapsed_ns: nanos(self.ended.duration_since(self.started)),
+            link_ns: self.link_ns,
             turns: self.turns,
         };
         self.published.publish(self.shard.counters(), &stats);
-        self.published_at = time;
+        self.published_at = self.ended;
         self.dirty = false;
     }
 }
 
-fn now(started: Instant) -> Now {
-    let mono_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+fn now(started: Instant, time: Instant) -> Now {
     let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     Now {
-        mono_ns,
+        mono_ns: nanos(time.duration_since(started)),
         unix_ms: unix.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
     }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

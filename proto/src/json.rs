@@ -24,15 +24,20 @@ pub struct JsonError {
 #[derive(Deserialize)]
 struct Head<'a> {
     #[serde(borrow, default)]
-    r#type: Option<Cow<'a, str>>,
+    r#type: Option<Text<'a>>,
     #[serde(borrow, default)]
-    id: Option<Cow<'a, str>>,
+    id: Option<Text<'a>>,
 }
+
+/// Borrowed unless it holds escapes. (Within an `Option`, serde would copy a bare `Cow`.)
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Reads one client frame.
 pub fn decode_client(text: &[u8]) -> Result<ClientFrame, JsonError> {
     let head: Head<'_> = serde_json::from_slice(text).map_err(|e| head_error(text, &e))?;
-    let id = head.id.unwrap_or_default();
+    let id = head.id.map_or(Cow::Borrowed(""), |id| id.0);
     if id.len() > FRAME_ID_BYTES_MAX {
         return Err(JsonError {
             code: Code::BadRequest,
@@ -48,6 +53,7 @@ pub fn decode_client(text: &[u8]) -> Result<ClientFrame, JsonError> {
             id,
         });
     };
+    let kind = kind.0;
     let body = match &*kind {
         "connect" => body(text, ClientBody::Connect),
         "send_message" => body(text, ClientBody::SendMessage),
@@ -135,6 +141,16 @@ pub fn encode_server(frame: &ServerFrame, out: &mut Vec<u8>) {
     }
 }
 
+/// Appends a `pong`, as [`encode_server`] would.
+pub fn encode_pong(id: &str, nonce: &str, out: &mut Vec<u8>) {
+    #[derive(Serialize)]
+    struct Pong<'a> {
+        #[serde(skip_serializing_if = "str::is_empty")]
+        nonce: &'a str,
+    }
+    write("pong", id, &Pong { nonce }, out);
+}
+
 /// Appends one client frame to `out` (for clients and tests).
 pub fn encode_client(frame: &ClientFrame, out: &mut Vec<u8>) {
     let id = &*frame.id;
@@ -157,7 +173,8 @@ pub fn encode_client(frame: &ClientFrame, out: &mut Vec<u8>) {
 /// error the caller may ignore: a newer server may speak it.
 pub fn decode_server(text: &[u8]) -> Result<ServerFrame, serde_json::Error> {
     let head: Head<'_> = serde_json::from_slice(text)?;
-    let body = match head.r#type.as_deref().unwrap_or_default() {
+    let kind = head.r#type.map_or(Cow::Borrowed(""), |kind| kind.0);
+    let body = match &*kind {
         "connected" => ServerBody::Connected(serde_json::from_slice(text)?),
         "ack" => ServerBody::Ack(serde_json::from_slice(text)?),
         "message" => ServerBody::Message(serde_json::from_slice(text)?),
@@ -177,7 +194,7 @@ pub fn decode_server(text: &[u8]) -> Result<ServerFrame, serde_json::Error> {
         }
     };
     Ok(ServerFrame {
-        id: head.id.unwrap_or_default().into_owned(),
+        id: head.id.map_or_else(String::new, |id| id.0.into_owned()),
         frame: Some(body),
     })
 }

@@ -3,6 +3,7 @@
 //!
 //! # Layout
 //! - [`client`]: the frames between clients and the edge (`proto/client.proto`), JSON in [`json`]
+//! - [`light`]: the few frames that the edge answers without decoding them in full
 //! - [`link`]: the stream between edge and core (`proto/link.proto`)
 //! - [`store`]: rows on disk (`proto/store.proto`)
 //! - [`ids`]: users, devices, conversations, message ids
@@ -15,6 +16,7 @@ pub mod codes;
 pub mod gcra;
 pub mod ids;
 pub mod json;
+pub mod light;
 pub mod limits;
 pub mod ports;
 

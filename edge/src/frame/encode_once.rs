@@ -6,7 +6,7 @@ use std::cell::OnceCell;
 use bytes::Bytes;
 use prost::Message;
 use trunkline_proto::client::ServerFrame;
-use trunkline_proto::json;
+use trunkline_proto::{json, light};
 
 use super::encode::{self, HEADER_BYTES_MAX, Header};
 use super::tcp;
@@ -30,7 +30,7 @@ pub fn encode(frame: &ServerFrame, encoding: Encoding, out: &mut Vec<u8>) {
         return;
     }
     match encoding {
-        Encoding::JsonWs => encode_json(frame, out),
+        Encoding::JsonWs => encode_json(out, |out| json::encode_server(frame, out)),
         Encoding::ProtoWs => {
             let len = frame.encoded_len();
             out.reserve(HEADER_BYTES_MAX + len);
@@ -46,6 +46,17 @@ pub fn encode(frame: &ServerFrame, encoding: Encoding, out: &mut Vec<u8>) {
     }
 }
 
+/// Appends a `pong` as it goes over the wire.
+pub fn encode_pong(id: &str, nonce: &str, encoding: Encoding, out: &mut Vec<u8>) {
+    let len = light::pong_len(id, nonce);
+    match encoding {
+        Encoding::JsonWs => return encode_json(out, |out| json::encode_pong(id, nonce, out)),
+        Encoding::ProtoWs => encode::write_header(out, Opcode::Binary, len),
+        Encoding::ProtoTcp => tcp::write_length(out, len),
+    }
+    light::write_pong(id, nonce, out);
+}
+
 fn append(frame: &ServerFrame, out: &mut Vec<u8>) {
     // Fails only when the buffer cannot grow; a Vec can.
     let appended = frame.encode(out);
@@ -54,11 +65,11 @@ fn append(frame: &ServerFrame, out: &mut Vec<u8>) {
 
 /// The length of JSON is known only when it is written, so it is written behind room for the
 /// longest header and moved up to the real one.
-fn encode_json(frame: &ServerFrame, out: &mut Vec<u8>) {
+fn encode_json(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend_from_slice(&[0; HEADER_BYTES_MAX]);
     let body = out.len();
-    json::encode_server(frame, out);
+    write(out);
     let header = Header::new(Opcode::Text, false, out.len() - body);
     let header = header.as_bytes();
     let len = out.len() - body;
@@ -179,6 +190,18 @@ mod tests {
             let mut after = b"before".to_vec();
             encode(&frame, encoding, &mut after);
             assert_eq!(after, [b"before", &alone[..]].concat());
+        }
+    }
+
+    #[test]
+    fn a_pong_is_encoded_like_every_frame() {
+        let pong = ServerBody::Pong(Pong { nonce: "n".into() });
+        let frame = ServerFrame::answer("7", pong);
+        for encoding in [Encoding::JsonWs, Encoding::ProtoWs, Encoding::ProtoTcp] {
+            let (mut light, mut full) = (Vec::new(), Vec::new());
+            encode_pong("7", "n", encoding, &mut light);
+            encode(&frame, encoding, &mut full);
+            assert_eq!(light, full);
         }
     }
 

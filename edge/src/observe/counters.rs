@@ -262,44 +262,50 @@ impl Counters {
     }
 }
 
-/// What a shard's loop did with its time, and its driver's counts: see [`DriverStats`].
-pub const DRIVER_NUMBERS: [(&str, &str); 14] = [
-    ("loop_seconds", "state=\"kernel\""),
-    ("loop_seconds", "state=\"idle\""),
-    ("loop_seconds", "state=\"work\""),
-    ("ring_accepted", ""),
-    ("ring_accept_refused", ""),
-    ("ring_closed", ""),
-    ("ring_received_bytes", ""),
-    ("ring_sent_bytes", ""),
-    ("ring_sends", ""),
-    ("ring_sends_blocked", ""),
-    ("ring_buffers_exhausted", ""),
-    ("ring_cq_overflow", ""),
-    ("ring_enters", ""),
-    ("loop_turns", ""),
+/// What a shard's loop did with its time, and its driver's numbers: see [`DriverStats`].
+pub const DRIVER_NUMBERS: [(Kind, &str, &str); 16] = [
+    (Kind::Counter, "loop_seconds", "state=\"kernel\""),
+    (Kind::Counter, "loop_seconds", "state=\"idle\""),
+    (Kind::Counter, "loop_seconds", "state=\"frames\""),
+    (Kind::Counter, "loop_seconds", "state=\"link\""),
+    (Kind::Counter, "ring_accepted", ""),
+    (Kind::Counter, "ring_accept_refused", ""),
+    (Kind::Gauge, "ring_accepts_waiting", ""),
+    (Kind::Counter, "ring_closed", ""),
+    (Kind::Counter, "ring_received_bytes", ""),
+    (Kind::Counter, "ring_sent_bytes", ""),
+    (Kind::Counter, "ring_sends", ""),
+    (Kind::Counter, "ring_sends_blocked", ""),
+    (Kind::Counter, "ring_buffers_exhausted", ""),
+    (Kind::Counter, "ring_cq_overflow", ""),
+    (Kind::Counter, "ring_enters", ""),
+    (Kind::Counter, "loop_turns", ""),
 ];
 
 /// The first of [`DRIVER_NUMBERS`] are times in ns; the rest are counts.
-pub const DRIVER_TIMES: usize = 3;
+pub const DRIVER_TIMES: usize = 4;
 
 /// What a loop knows of itself.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoopStats {
     pub driver: DriverStats,
     pub elapsed_ns: u64,
+    /// Of it, in what the core sent and in handing everything on: the turn after the driver's.
+    pub link_ns: u64,
     pub turns: u64,
 }
 
 fn loop_values(of: &LoopStats) -> [u64; DRIVER_NUMBERS.len()] {
     let stats = &of.driver;
+    let elsewhere_ns = stats.kernel_ns + stats.idle_ns + of.link_ns;
     [
         stats.kernel_ns,
         stats.idle_ns,
-        of.elapsed_ns
-            .saturating_sub(stats.kernel_ns + stats.idle_ns),
+        of.elapsed_ns.saturating_sub(elsewhere_ns),
+        of.link_ns,
         stats.accepted,
         stats.accept_refused,
+        stats.accepts_waiting,
         stats.closed,
         stats.bytes_received,
         stats.bytes_sent,

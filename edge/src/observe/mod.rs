@@ -62,10 +62,10 @@ pub fn encode(shards: &[&Published], process: ProcessNumbers, out: &mut String) 
 
 fn encode_drivers(shards: &[&Published], out: &mut String) {
     let mut last = "";
-    for (index, (name, labels)) in DRIVER_NUMBERS.into_iter().enumerate() {
+    for (index, (kind, name, labels)) in DRIVER_NUMBERS.into_iter().enumerate() {
         let is_time = index < DRIVER_TIMES;
         let family = Family {
-            kind: Kind::Counter,
+            kind,
             name,
             help: if is_time {
                 "Time of the shard's loop."
@@ -137,6 +137,7 @@ mod tests {
                 ..DriverStats::default()
             },
             elapsed_ns: 2_000_000_000,
+            link_ns: 200_000_000,
             turns: 9,
         };
         for shard in &shards {
@@ -153,7 +154,9 @@ mod tests {
             "trunkline_edge_received_bytes_total 80",
             "trunkline_edge_sockets{state=\"live\",transport=\"tcp\"} 2",
             "trunkline_edge_loop_seconds_total{state=\"idle\",shard=\"1\"} 1.500000000",
-            "trunkline_edge_loop_seconds_total{state=\"work\",shard=\"0\"} 0.500000000",
+            "trunkline_edge_loop_seconds_total{state=\"frames\",shard=\"0\"} 0.300000000",
+            "trunkline_edge_loop_seconds_total{state=\"link\",shard=\"0\"} 0.200000000",
+            "# TYPE trunkline_edge_ring_accepts_waiting gauge",
             "trunkline_edge_ring_enters_total{shard=\"0\"} 3",
             "trunkline_edge_loop_turns_total{shard=\"1\"} 9",
             "trunkline_edge_link_up 1",

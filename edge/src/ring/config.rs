@@ -66,7 +66,7 @@ pub struct DriverConfig {
     pub sq_entries: u32,
     /// Completion queue of each ring (io_uring), not below `sq_entries`.
     pub cq_entries: u32,
-    /// Connections announced in one turn, of each ring: a storm of arrivals must not starve those
+    /// Connections announced in one turn, over all rings: a storm of arrivals must not starve those
     /// that are there.
     pub accept_budget: u32,
     /// Reads of one connection in one turn (epoll) before the others have theirs.

@@ -86,6 +86,8 @@ pub struct DriverStats {
     pub accepted: u64,
     /// Connections dropped on arrival because the table was full.
     pub accept_refused: u64,
+    /// Connections that the kernel has accepted and that wait for their turn (io_uring). A gauge.
+    pub accepts_waiting: u64,
     pub closed: u64,
     pub bytes_received: u64,
     pub bytes_sent: u64,
@@ -107,6 +109,7 @@ impl DriverStats {
     fn add(&mut self, other: &Self) {
         self.accepted += other.accepted;
         self.accept_refused += other.accept_refused;
+        self.accepts_waiting += other.accepts_waiting;
         self.closed += other.closed;
         self.bytes_received += other.bytes_received;
         self.bytes_sent += other.bytes_sent;

@@ -29,7 +29,7 @@ impl Shard {
         if conn.has(flag::BLOCKED) {
             self.counters.sub(Number::OutboxSockets, 1);
         }
-        self.turns.withdraw(conn);
+        self.turns.forget(conn);
         let accepted_at = conn.accepted_at;
         let age_ms = self.ms_since(accepted_at);
         let Some(mut conn) = self.slots.remove(id) else {

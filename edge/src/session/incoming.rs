@@ -9,12 +9,13 @@ use trunkline_proto::client::{
 };
 use trunkline_proto::codes::{Close, Code};
 use trunkline_proto::json;
+use trunkline_proto::light::Light;
 use trunkline_proto::limits::{FRAME_ID_BYTES_MAX, NONCE_BYTES_MAX};
 use trunkline_proto::link::edge_op::Op;
 
 use super::slots::{Codec, flag};
-use super::{Shard, State};
-use crate::frame::encode_once::Encoding;
+use super::{Class, Shard, State};
+use crate::frame::encode_once::{Encoding, encode_pong};
 use crate::frame::ws::{Decoder, WsEvent};
 use crate::frame::{Input, encode, tcp};
 use crate::link::uplink::Refusal;
@@ -111,8 +112,16 @@ impl Shard {
     }
 
     fn read_text(&mut self, id: ConnId, text: &[u8]) {
-        if self.slots.get(id).map(|conn| conn.encoding) != Some(Encoding::JsonWs) {
+        let Some(conn) = self.slots.get(id) else {
+            return;
+        };
+        if conn.encoding != Encoding::JsonWs {
             return self.finish(id, Close::WrongOpcode, None);
+        }
+        if conn.state == State::Live
+            && let Some(light) = Light::from_json(text)
+        {
+            return self.light_frame(id, light);
         }
         match json::decode_client(text) {
             Ok(frame) => self.client_frame(id, frame),
@@ -128,6 +137,11 @@ impl Shard {
     }
 
     fn read_proto(&mut self, id: ConnId, bytes: &[u8]) {
+        if self.slots.get(id).is_some_and(|c| c.state == State::Live)
+            && let Some(light) = Light::from_proto(bytes)
+        {
+            return self.light_frame(id, light);
+        }
         match ClientFrame::decode(bytes) {
             Err(error) => self.undecodable(id, "", Code::BadFrame, error.to_string()),
             Ok(frame) if frame.id.len() > FRAME_ID_BYTES_MAX => {
@@ -139,6 +153,22 @@ impl Shard {
                 self.undecodable(id, &frame.id, Code::UnknownFrame, what);
             }
             Ok(frame) => self.client_frame(id, frame),
+        }
+    }
+
+    /// A frame of a live session that is answered here, or needs no answer.
+    fn light_frame(&mut self, id: ConnId, light: Light<'_>) {
+        match light {
+            Light::Heartbeat => self.counters.inc(Number::InHeartbeat),
+            Light::Ping {
+                id: frame_id,
+                nonce,
+            } => {
+                self.counters.inc(Number::InPing);
+                self.send_written(id, Class::Chat, 0, |encoding, out| {
+                    encode_pong(frame_id, nonce, encoding, out);
+                });
+            }
         }
     }
 

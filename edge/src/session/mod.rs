@@ -13,7 +13,8 @@
 //! - `closing`: every way in which a connection ends; `closed`: the last ones, with reasons
 //! - `clock`: deadlines, heartbeats, the end of tokens
 //! - `draining`: sending everybody elsewhere
-//! - `outbox`: what a slow socket is owed; `turns`: what a turn brings for each socket
+//! - `outbox`: what a slow socket is owed; `turns`: what a turn brings for each socket, in the
+//!   memory of an `arena`
 //! - `addresses`: how often an address may connect
 //! - [`crate::hub`]: deliveries of the core
 //!
@@ -26,6 +27,7 @@
 //!    there only while it is used.
 
 mod addresses;
+mod arena;
 mod clock;
 mod closed;
 mod closing;
@@ -75,6 +77,8 @@ use turns::Turns;
 
 /// Sessions announced to a new core in one turn.
 const ANNOUNCED_PER_TURN: usize = 1_024;
+/// Bytes that the buffer for encoding keeps from one turn to the next.
+const SCRATCH_KEPT_BYTES: usize = 16 * 1024;
 /// Connections looked at for one debug page: what lies beyond is left out.
 const LISTED_FROM_MAX: usize = 65_536;
 
@@ -228,10 +232,10 @@ impl Shard {
         self.expire();
         self.drain_on();
         self.announce();
-        let counters = &mut self.counters;
-        for (id, bytes) in self.turns.drain() {
-            let Some(conn) = self.slots.get_mut(id) else {
-                continue;
+        let (counters, slots) = (&mut self.counters, &mut self.slots);
+        self.turns.drain(|id, bytes| {
+            let Some(conn) = slots.get_mut(id) else {
+                return;
             };
             conn.turn = slots::NO_TURN;
             if !conn.has(flag::DROPPED) && !bytes.is_empty() {
@@ -239,7 +243,9 @@ impl Shard {
                 counters.add(Number::BytesOut, bytes.len() as u64);
                 actions.sends.push((id, bytes));
             }
-        }
+        });
+        self.scratch.clear();
+        self.scratch.shrink_to(SCRATCH_KEPT_BYTES);
         for id in self.fins.drain(..) {
             if let Some(conn) = self.slots.get_mut(id)
                 && !conn.has(flag::BLOCKED | flag::FIN_SENT | flag::DROPPED)
@@ -409,17 +415,26 @@ impl Shard {
         class: Class,
         key: u64,
     ) {
+        self.send_written(id, class, key, |encoding, out| encode(frame, encoding, out));
+    }
+
+    /// As [`Shard::send_classified`], of a frame that `write` writes.
+    fn send_written(
+        &mut self,
+        id: ConnId,
+        class: Class,
+        key: u64,
+        write: impl FnOnce(Encoding, &mut Vec<u8>),
+    ) {
         let Some(conn) = self.slots.get_mut(id) else {
             return;
         };
         self.counters.inc(Number::frame_out(class));
-        let encoding = conn.encoding;
-        if !conn.has(flag::BLOCKED) {
-            encode(frame, encoding, self.turns.buffer(id, conn));
-            return;
-        }
         self.scratch.clear();
-        encode(frame, encoding, &mut self.scratch);
+        write(conn.encoding, &mut self.scratch);
+        if !conn.has(flag::BLOCKED) {
+            return self.turns.append(id, conn, &self.scratch);
+        }
         let bytes = Bytes::copy_from_slice(&self.scratch);
         self.enqueue(id, bytes, class, key);
     }
@@ -450,13 +465,12 @@ impl Shard {
             return;
         };
         self.counters.inc(Number::OutControl);
+        self.scratch.clear();
+        write(&mut self.scratch);
         if !conn.has(flag::BLOCKED) {
-            write(self.turns.buffer(id, conn));
-            return;
+            return self.turns.append(id, conn, &self.scratch);
         }
-        let mut scratch = std::mem::take(&mut self.scratch);
-        scratch.clear();
-        write(&mut scratch);
+        let scratch = std::mem::take(&mut self.scratch);
         self.with_outbox(id, |outbox| outbox.push_control(&scratch));
         self.scratch = scratch;
     }
@@ -467,13 +481,13 @@ impl Shard {
         let Some(conn) = self.slots.get_mut(id) else {
             return;
         };
+        self.scratch.clear();
+        write(&mut self.scratch);
         if !conn.has(flag::BLOCKED) {
-            write(self.turns.buffer(id, conn));
-            return;
+            return self.turns.append(id, conn, &self.scratch);
         }
-        let mut bytes = Vec::new();
-        write(&mut bytes);
-        self.with_outbox(id, |outbox| outbox.push_always(bytes.into()));
+        let bytes = Bytes::copy_from_slice(&self.scratch);
+        self.with_outbox(id, |outbox| outbox.push_always(bytes));
     }
 
     /// Works on an outbox and keeps the gauge of what is owed.

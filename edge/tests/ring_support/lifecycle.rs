@@ -319,7 +319,6 @@ pub fn arrivals_keep_to_the_budget(kind: Kind) {
             ..DriverConfig::default()
         },
     );
-    let rings = if kind == Kind::Rings { 3 } else { 1 };
     let peers: Vec<_> = (0..200)
         .map(|_| TcpStream::connect(shard.address).unwrap())
         .collect();
@@ -330,8 +329,8 @@ pub fn arrivals_keep_to_the_budget(kind: Kind) {
         shard.seen.clear();
         shard.turn(Duration::from_millis(5));
         let new = shard.count(|seen| matches!(seen, Seen::Accepted(..)));
-        // A turn of several rings may sweep them before and after it slept.
-        assert!(new <= 8 * rings * 2, "{kind:?}: {new} in one turn");
+        // Several rings share the budget.
+        assert!(new <= 8, "{kind:?}: {new} in one turn");
         accepted += new;
     }
     assert_eq!(shard.live().len(), 200);

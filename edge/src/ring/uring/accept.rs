@@ -48,7 +48,8 @@ pub(super) struct Acceptor {
     retry_at: Option<Instant>,
     /// Accepted by the kernel beyond the turn's budget: descriptor, and index of the listener.
     backlog: VecDeque<(u32, usize)>,
-    budget: usize,
+    /// Arrivals that may still be announced in this turn: the ring's share of the driver's budget.
+    allowance: u32,
     stop: u32,
     resume: u32,
 }
@@ -62,7 +63,7 @@ impl Acceptor {
             full: false,
             retry_at: None,
             backlog: VecDeque::new(),
-            budget: config.accept_budget as usize,
+            allowance: config.accept_budget,
             stop,
             resume,
         }
@@ -70,6 +71,11 @@ impl Acceptor {
 
     pub(super) fn has_backlog(&self) -> bool {
         !self.backlog.is_empty()
+    }
+
+    /// Connections that the kernel has accepted and nobody was told of yet.
+    pub(super) fn waiting(&self) -> u64 {
+        self.backlog.len() as u64
     }
 
     pub(super) fn retry_at(&self) -> Option<Instant> {
@@ -177,14 +183,27 @@ impl Ring {
             }
         }
         match u32::try_from(completion.result) {
-            Ok(descriptor) if self.has_room_in_turn() => self.arrive(descriptor, index),
+            Ok(descriptor) if !self.acceptor.has_backlog() && self.has_room_in_turn() => {
+                self.arrive(descriptor, index);
+            }
             Ok(descriptor) => self.acceptor.backlog.push_back((descriptor, index)),
             Err(_) => self.on_accept_failed(index, -completion.result),
         }
     }
 
+    /// How many arrivals may be announced from now on.
+    pub(super) fn allow_arrivals(&mut self, count: u32) {
+        self.acceptor.allowance = count;
+    }
+
+    /// What is left of it.
+    pub(super) fn allowance(&self) -> u32 {
+        self.acceptor.allowance
+    }
+
+    /// Arrivals that an earlier turn could not announce hold the places for names.
     fn has_room_in_turn(&self) -> bool {
-        self.acceptor.backlog.is_empty() && self.arrivals.len() < self.acceptor.budget
+        self.acceptor.allowance > 0 && self.arrivals.len() < self.names.len()
     }
 
     fn on_accept_failed(&mut self, index: usize, errno: i32) {
@@ -213,7 +232,7 @@ impl Ring {
 
     /// Takes what earlier turns left over, within this turn's budget.
     pub(super) fn accept_backlog(&mut self) {
-        while self.arrivals.len() < self.acceptor.budget
+        while self.has_room_in_turn()
             && let Some((descriptor, index)) = self.acceptor.backlog.pop_front()
         {
             self.arrive(descriptor, index);
@@ -231,6 +250,7 @@ impl Ring {
             return;
         };
         self.stats.accepted += 1;
+        self.acceptor.allowance -= 1;
         let name = &mut self.names[self.arrivals.len()];
         *name = Name::default();
         let entry = name.request(descriptor, name_length);

@@ -39,6 +39,10 @@ pub struct UringDriver {
     slots_per_ring: u32,
     /// The ring that the next outgoing connection is tried on.
     next_ring: usize,
+    /// Arrivals announced in one turn, over all rings.
+    accept_budget: u32,
+    /// The ring that is the first to announce arrivals: the next one when the budget was used up.
+    first_ring: usize,
     /// Written to by the kernel for every ring but the main one.
     _signal: Option<File>,
     waker: Waker,
@@ -64,6 +68,8 @@ impl UringDriver {
             rings,
             slots_per_ring,
             next_ring: 0,
+            accept_budget: config.accept_budget,
+            first_ring: 0,
             _signal: signal,
             waker,
         })
@@ -78,17 +84,27 @@ impl UringDriver {
         Some((ring, slot))
     }
 
-    /// Turns each ring that has something to do; says whether any had.
-    fn sweep(&mut self, on_event: &mut dyn FnMut(Event<'_>)) -> io::Result<bool> {
+    /// Turns each ring that has something to do, with at most `arrivals` announced by all of them;
+    /// says whether any had.
+    fn sweep(
+        &mut self,
+        arrivals: &mut u32,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> io::Result<bool> {
         let mut busy = false;
-        for ring in &mut self.rings {
+        let count = self.rings.len();
+        for index in (self.first_ring..count).chain(0..self.first_ring) {
+            let ring = &mut self.rings[index];
             if ring.has_work() {
                 if !busy {
                     self.waker.awake();
                 }
                 busy = true;
-                ring.turn(None, on_event)?;
+                ring.turn(None, arrivals, on_event)?;
             }
+        }
+        if *arrivals == 0 {
+            self.first_ring = (self.first_ring + 1) % count;
         }
         Ok(busy)
     }
@@ -104,7 +120,8 @@ impl UringDriver {
                 ring.update_accepting();
             }
         }
-        if self.sweep(on_event)? || timeout.is_zero() {
+        let mut arrivals = self.accept_budget;
+        if self.sweep(&mut arrivals, on_event)? || timeout.is_zero() {
             self.waker.awake();
             return Ok(());
         }
@@ -119,14 +136,14 @@ impl UringDriver {
         fence(Ordering::SeqCst);
         let mut result = Ok(());
         if !self.rings[1..].iter_mut().any(Ring::has_work) {
-            result = self.rings[0].turn(Some(timeout), on_event);
+            result = self.rings[0].turn(Some(timeout), &mut arrivals, on_event);
         }
         self.waker.awake();
         for ring in &mut self.rings[1..] {
             ring.queue.disable_signal();
         }
         result?;
-        self.sweep(on_event).map(drop)
+        self.sweep(&mut arrivals, on_event).map(drop)
     }
 }
 
@@ -221,7 +238,8 @@ impl Driver for UringDriver {
     fn turn(&mut self, timeout: Duration, on_event: &mut dyn FnMut(Event<'_>)) -> io::Result<()> {
         if self.rings.len() == 1 {
             let wait = (!timeout.is_zero()).then_some(timeout);
-            self.rings[0].turn(wait, on_event)
+            let mut arrivals = self.accept_budget;
+            self.rings[0].turn(wait, &mut arrivals, on_event)
         } else {
             self.turn_many(timeout, on_event)
         }
@@ -245,6 +263,7 @@ impl Driver for UringDriver {
         let mut total = DriverStats::default();
         for ring in &self.rings {
             total.add(&ring.stats);
+            total.accepts_waiting += ring.acceptor.waiting();
         }
         total
     }

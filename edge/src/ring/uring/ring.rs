@@ -135,10 +135,11 @@ impl Ring {
     }
 
     /// Submits what is queued, waits if there is nothing to do (`None`: never), handles what
-    /// completed.
+    /// completed. Announces at most `arrivals` new connections, and takes them off.
     pub(super) fn turn(
         &mut self,
         wait: Option<Duration>,
+        arrivals: &mut u32,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> io::Result<()> {
         let wait = if self.must_not_wait() {
@@ -161,11 +162,13 @@ impl Ring {
             }
             self.announce(on_event);
         }
+        self.allow_arrivals(*arrivals);
         self.handle_completions(on_event);
         if submitted {
             self.forget_sends();
         }
         self.accept_backlog();
+        *arrivals = self.allowance();
         self.resume_parked();
         self.run_recancels();
         self.update_accepting();
