@@ -10,6 +10,7 @@
 //! Called by the command line (start, stop), by [`crate::ingress`] and [`crate::rest`].
 
 mod metrics;
+mod pace;
 mod store_threads;
 pub mod streams;
 mod turns;
@@ -112,8 +113,14 @@ enum Event {
         request: Request,
         reply: Reply,
     },
-    /// What the store answered.
-    Store(Input),
+    /// The committer is done.
+    Committed {
+        commit: u64,
+        result: Result<(), StoreError>,
+        took: Duration,
+    },
+    /// What the store answered to a reader.
+    Read(Input),
     Stop,
 }
 
@@ -196,11 +203,11 @@ impl Core {
             snapshot,
             state: AtomicU8::new(0),
         });
+        let committer = || store_threads::Committer::new(Arc::clone(&store), Arc::clone(&shared));
         let mut threads = vec![store_threads::start_committer(
-            Arc::clone(&store),
+            committer()?,
             commits_rx,
             events.clone(),
-            Arc::clone(&shared),
             floor,
         )?];
         for index in 0..store_threads::READERS {
@@ -216,6 +223,7 @@ impl Core {
         let wiring = turns::Wiring {
             shared: Arc::clone(&shared),
             events: events_rx,
+            committer: committer()?,
             commits,
             reads,
             bounds: Bounds {

@@ -1,5 +1,6 @@
-//! The threads that touch the store: one commits, a few read. Each has a small tokio runtime of its
-//! own, so that a store may block inside its futures or drive sockets from them, as it likes.
+//! The threads that touch the store: one commits what the engine's thread does not commit itself (see
+//! [`super::pace`]), a few read. Each has a small tokio runtime of its own, so that a store may block
+//! inside its futures or drive sockets from them, as it likes.
 //!
 //! What waits here is bounded by the engine: at most one commit is under way, and reads belong to
 //! operations that hold credit or to REST calls that hold a permit.
@@ -7,7 +8,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use trunkline_proto::ids::ConversationId;
@@ -22,6 +23,40 @@ pub(super) const READERS: usize = 2;
 pub(super) struct CommitJob {
     pub(super) commit: u64,
     pub(super) batch: WriteBatch,
+}
+
+impl CommitJob {
+    pub(super) fn messages(&self) -> usize {
+        let conversations = &self.batch.conversations;
+        conversations.iter().map(|c| c.messages.len()).sum()
+    }
+}
+
+/// Commits, on the thread that owns it.
+pub(super) struct Committer {
+    runtime: tokio::runtime::Runtime,
+    store: Arc<dyn MessageStore>,
+    shared: Arc<Shared>,
+}
+
+impl Committer {
+    pub(super) fn new(store: Arc<dyn MessageStore>, shared: Arc<Shared>) -> io::Result<Self> {
+        Ok(Self {
+            runtime: runtime()?,
+            store,
+            shared,
+        })
+    }
+
+    /// Blocks until the store has answered; says how long that took.
+    pub(super) fn commit(&self, job: &CommitJob) -> (Result<(), StoreError>, Duration) {
+        let begun = Instant::now();
+        let result = self.runtime.block_on(self.store.commit(&job.batch));
+        let took = begun.elapsed();
+        let metrics = &self.shared.metrics;
+        metrics.committed(took, job.messages(), result.is_ok());
+        (result, took)
+    }
 }
 
 pub(super) enum ReadJob {
@@ -48,27 +83,26 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
 
 /// Starts the committer. The first thing that it sends is the store's message id floor.
 pub(super) fn start_committer(
-    store: Arc<dyn MessageStore>,
+    committer: Committer,
     jobs: Receiver<CommitJob>,
     events: Sender<Event>,
-    shared: Arc<Shared>,
     floor: Sender<Result<u64, StoreError>>,
 ) -> io::Result<JoinHandle<()>> {
-    let runtime = runtime()?;
     std::thread::Builder::new()
         .name("committer".into())
         .spawn(move || {
+            let Committer { runtime, store, .. } = &committer;
             // A dropped receiver means that the start was given up; the job queue ends with it.
             let _ = floor.send(runtime.block_on(store.message_id_floor()));
-            for CommitJob { commit, batch } in jobs {
-                let begun = Instant::now();
-                let result = runtime.block_on(store.commit(&batch));
-                let messages: usize = batch.conversations.iter().map(|c| c.messages.len()).sum();
-                shared
-                    .metrics
-                    .committed(begun.elapsed(), messages, result.is_ok());
-                let input = Input::Committed { commit, result };
-                if events.send(Event::Store(input)).is_err() {
+            for job in jobs {
+                let (result, took) = committer.commit(&job);
+                let commit = job.commit;
+                let committed = Event::Committed {
+                    commit,
+                    result,
+                    took,
+                };
+                if events.send(committed).is_err() {
                     return;
                 }
             }
@@ -88,7 +122,7 @@ pub(super) fn start_reader(
         .spawn(move || {
             for job in jobs {
                 let input = runtime.block_on(read(&*store, job));
-                if events.send(Event::Store(input)).is_err() {
+                if events.send(Event::Read(input)).is_err() {
                     return;
                 }
             }

@@ -3,7 +3,8 @@
 //! batch for each turn.
 //!
 //! A turn takes all that has arrived, up to a bound, so batches form by themselves: small when idle,
-//! large when busy. With nothing to wait for the thread sleeps until something comes.
+//! large when busy. When turns begin, and which batches this thread commits itself, says
+//! [`super::pace`]. With nothing to wait for the thread sleeps until something comes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,10 +14,12 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use trunkline_proto::link::{EdgeBatch, EdgeHello, edge_op};
 use trunkline_proto::ports::EdgePort;
 
-use super::store_threads::{CommitJob, ReadJob};
+use super::pace::Pace;
+use super::store_threads::{CommitJob, Committer, ReadJob};
 use super::streams::{Bounds, EdgeStream, Flushed};
 use super::{EdgeReport, Event, FatalHook, Reply, Shared, Snapshot};
 use crate::engine::{EdgeKey, Effect, Engine, Input, Now, Request, Token};
+use crate::store::StoreError;
 
 /// Events of one turn. More wait for the next one.
 const EVENTS_PER_TURN_MAX: usize = 1_024;
@@ -61,6 +64,9 @@ impl Clock {
 pub(super) struct Wiring {
     pub(super) shared: Arc<Shared>,
     pub(super) events: Receiver<Event>,
+    /// For batches that this thread commits itself.
+    pub(super) committer: Committer,
+    /// The way to the thread that commits the others.
     pub(super) commits: Sender<CommitJob>,
     pub(super) reads: Sender<ReadJob>,
     pub(super) bounds: Bounds,
@@ -87,9 +93,15 @@ pub(super) struct Turns {
     cut: Vec<EdgeKey>,
     replies: HashMap<Token, Reply>,
     next_token: u64,
+    pace: Pace,
+    /// A commit that this thread does at the end of the turn.
+    inline: Option<CommitJob>,
+    /// At the committer.
     commits_under_way: usize,
     reads_under_way: usize,
     last_tick_ns: u64,
+    /// The next turn begins no earlier.
+    next_turn_ns: u64,
     published_ns: u64,
     unpublished: bool,
     stop: Option<Stop>,
@@ -107,9 +119,12 @@ impl Turns {
             cut: Vec::new(),
             replies: HashMap::new(),
             next_token: 0,
+            pace: Pace::default(),
+            inline: None,
             commits_under_way: 0,
             reads_under_way: 0,
             last_tick_ns: 0,
+            next_turn_ns: 0,
             published_ns: 0,
             unpublished: true,
             stop: None,
@@ -139,6 +154,11 @@ impl Turns {
     }
 
     fn wait(&self) -> Result<Option<Event>, ()> {
+        let early = self.next_turn_ns.saturating_sub(self.clock.now().mono_ns);
+        if early > 0 {
+            // What comes meanwhile wakes nobody.
+            std::thread::sleep(Duration::from_nanos(early));
+        }
         let Some(at) = self.wake_at() else {
             return self.wiring.events.recv().map(Some).map_err(|_| ());
         };
@@ -204,9 +224,17 @@ impl Turns {
             self.last_tick_ns = now.mono_ns;
             self.feed(Input::Tick, now);
         }
-        self.engine.end_turn(now, &mut self.effects);
-        self.carry_out(now);
-        self.flush(now);
+        self.end_turn(now);
+        while let Some(job) = self.inline.take() {
+            self.commit_inline(&job);
+        }
+        let is_full = events >= EVENTS_PER_TURN_MAX || operations >= OPERATIONS_PER_TURN_MAX;
+        self.pace.turned(now.mono_ns, operations);
+        self.next_turn_ns = if is_full {
+            0
+        } else {
+            self.pace.next_turn_ns(now.mono_ns)
+        };
         if events > 0 {
             self.wiring.shared.metrics.turned(events);
             self.unpublished = true;
@@ -214,6 +242,26 @@ impl Turns {
         if self.unpublished && now.mono_ns >= self.published_ns.saturating_add(PUBLISH_NS) {
             self.publish(now);
         }
+    }
+
+    fn end_turn(&mut self, now: Now) {
+        self.engine.end_turn(now, &mut self.effects);
+        self.carry_out(now);
+        self.flush(now);
+    }
+
+    /// Commits, and lets out what that made durable. May leave another one to do: what waited for
+    /// this one.
+    fn commit_inline(&mut self, job: &CommitJob) {
+        let (result, took) = self.wiring.committer.commit(job);
+        let now = self.clock.now();
+        self.committed(job.commit, result, took, now);
+        self.end_turn(now);
+    }
+
+    fn committed(&mut self, commit: u64, result: Result<(), StoreError>, took: Duration, now: Now) {
+        self.pace.committed(took.as_nanos() as u64);
+        self.feed(Input::Committed { commit, result }, now);
     }
 
     fn feed(&mut self, input: Input, now: Now) {
@@ -235,11 +283,16 @@ impl Turns {
                 request,
                 reply,
             } => self.call(user, request, reply, now),
-            Event::Store(input) => {
-                match input {
-                    Input::Committed { .. } => self.commits_under_way -= 1,
-                    _ => self.reads_under_way -= 1,
-                }
+            Event::Committed {
+                commit,
+                result,
+                took,
+            } => {
+                self.commits_under_way -= 1;
+                self.committed(commit, result, took, now);
+            }
+            Event::Read(input) => {
+                self.reads_under_way -= 1;
                 self.feed(input, now);
             }
             Event::Stop => {
@@ -356,11 +409,7 @@ impl Turns {
                     }
                 }
                 Effect::CutEdge { edge, reason } => self.cut(edge, reason),
-                Effect::Commit { commit, batch } => {
-                    self.commits_under_way += 1;
-                    // The committer lives as long as this sender does.
-                    let _ = self.wiring.commits.send(CommitJob { commit, batch });
-                }
+                Effect::Commit { commit, batch } => self.commit(CommitJob { commit, batch }),
                 Effect::Load {
                     conversation,
                     recent_max,
@@ -388,6 +437,16 @@ impl Turns {
         }
         // Keeps the allocation.
         self.effects = effects;
+    }
+
+    fn commit(&mut self, job: CommitJob) {
+        if self.pace.is_inline(job.messages()) {
+            self.inline = Some(job);
+        } else {
+            self.commits_under_way += 1;
+            // The committer lives as long as this sender does.
+            let _ = self.wiring.commits.send(job);
+        }
     }
 
     fn read(&mut self, job: ReadJob) {

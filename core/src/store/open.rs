@@ -24,6 +24,10 @@ const SMALL_MEMTABLE_BYTES: u64 = 4 << 20;
 /// Table files kept open; the others are opened when they are read.
 const OPEN_FILES_MAX: usize = 512;
 
+/// How far the threads that write and merge table files stand back (setpriority(2)): a quarter of
+/// what a commit beside them gets. No further, because they hold the journal's lock at times.
+const WORKER_NICE: i32 = 5;
+
 const LOCK: &str = "lock";
 const DATABASE: &str = "database";
 const DATABASE_NEW: &str = "database.new";
@@ -44,8 +48,9 @@ pub struct EmbeddedOptions {
     /// Journal kept before lagging memtables are written out: bounds the time of a restart after a
     /// crash. At least [`JOURNAL_BYTES_MIN`].
     pub journal_bytes_max: u64,
-    /// Threads that write and merge table files; asleep when there is nothing to do. With one,
-    /// writing waits for merging.
+    /// Threads that write and merge table files; asleep when there is nothing to do. The first of
+    /// them does not merge: with two it spins for as long as the other one is busy merging, with
+    /// three there is one left to take the next merge off its hands. One alone can wait for itself.
     pub workers: usize,
     /// LZ4 for the levels that hold the bulk of the data. Read when the directory is created.
     pub compress: bool,
@@ -57,7 +62,7 @@ impl Default for EmbeddedOptions {
             cache_bytes: 32 << 20,
             memtable_bytes: 16 << 20,
             journal_bytes_max: 128 << 20,
-            workers: 2,
+            workers: 3,
             compress: true,
         }
     }
@@ -149,7 +154,7 @@ fn check(options: &EmbeddedOptions) -> Result<(), OpenError> {
             JOURNAL_BYTES_MIN,
         ),
         ("memtable_bytes", options.memtable_bytes, 1 << 20),
-        ("workers", options.workers as u64, 1),
+        ("workers", options.workers as u64, 2),
     ];
     match least.into_iter().find(|(_, value, least)| value < least) {
         Some((name, value, least)) => Err(OpenError::Option { name, value, least }),
@@ -212,6 +217,27 @@ fn fill(path: &Path, options: &EmbeddedOptions) -> fjall::Result<()> {
 }
 
 fn open_database(path: &Path, options: &EmbeddedOptions) -> fjall::Result<Database> {
+    // Threads inherit the priority of the thread that starts them, and lowering it is for good.
+    std::thread::scope(|scope| {
+        let opener = scope.spawn(|| {
+            lower_priority();
+            open_here(path, options)
+        });
+        opener
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// On Linux the priority is the calling thread's own (setpriority(2), "C library/kernel
+/// differences").
+fn lower_priority() {
+    if let Err(error) = rustix::process::setpriority_process(None, WORKER_NICE) {
+        tracing::warn!("merging table files will disturb commits: no lower priority: {error}");
+    }
+}
+
+fn open_here(path: &Path, options: &EmbeddedOptions) -> fjall::Result<Database> {
     Database::builder(path)
         .cache_size(options.cache_bytes)
         .max_journaling_size(options.journal_bytes_max)
