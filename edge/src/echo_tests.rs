@@ -4,7 +4,7 @@
 use std::net::{SocketAddr, TcpListener};
 
 use super::*;
-use crate::ring::{DriverStats, Waker};
+use crate::ring::{DriverMemory, DriverStats, Waker};
 
 const WS: ListenerId = 0;
 const TCP: ListenerId = 1;
@@ -53,6 +53,9 @@ impl Driver for Script {
     }
     fn stats(&self) -> DriverStats {
         DriverStats::default()
+    }
+    fn memory(&self) -> DriverMemory {
+        DriverMemory::default()
     }
 }
 

@@ -1,5 +1,5 @@
-//! The drivers on real sockets: each test runs on io_uring with one ring, on io_uring with three
-//! rings, and on epoll, and expects the same.
+//! The drivers on real sockets: each test runs on io_uring with one ring and with three, receiving
+//! by multishot receive and by poll, and on epoll, and expects the same.
 
 mod ring_support;
 
@@ -24,6 +24,16 @@ macro_rules! on_every_driver {
             }
 
             #[test]
+            fn polled() {
+                super::$name(Kind::Polled);
+            }
+
+            #[test]
+            fn three_rings_polled() {
+                super::$name(Kind::PolledRings);
+            }
+
+            #[test]
             fn epoll() {
                 super::$name(Kind::Epoll);
             }
@@ -34,6 +44,7 @@ macro_rules! on_every_driver {
 on_every_driver!(
     echo_is_byte_exact,
     few_buffers_serve_many_streams,
+    no_byte_is_left_in_the_socket,
     a_slow_reader_blocks_and_drains,
     connections_come_and_go_without_a_trace,
     a_reset_is_reported,

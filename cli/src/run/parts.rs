@@ -125,6 +125,7 @@ pub fn driver_config(settings: &Settings) -> DriverConfig {
     let limit = raise_nofile().unwrap_or(1_024).clamp(64, 1 << 20) as u32;
     let shards = settings.shards.unwrap_or_else(cores) as u32;
     let sized = DriverConfig {
+        receive: settings.recv,
         buffers: settings.recv_buffers,
         buffer_size: settings.recv_buffer_bytes,
         ..DriverConfig::default()

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use trunkline_edge::ring::DriverChoice;
+use trunkline_edge::ring::{DriverChoice, ReceiveMode};
 use trunkline_proto::ids::is_valid_id;
 
 pub mod layers;
@@ -48,6 +48,7 @@ pub struct Settings {
     pub shards: Option<usize>,
     pub rings_per_shard: Option<usize>,
     pub io_driver: DriverChoice,
+    pub recv: ReceiveMode,
     pub connections_max: Option<u32>,
     /// A power of two.
     pub recv_buffers: u16,
@@ -119,6 +120,10 @@ impl Settings {
             // The table's choices are the driver's own names.
             io_driver: reader
                 .text("io_driver")
+                .and_then(|name| name.parse().ok())
+                .unwrap_or_default(),
+            recv: reader
+                .text("recv")
                 .and_then(|name| name.parse().ok())
                 .unwrap_or_default(),
             connections_max: reader.number("connections_max").map(|n| n as u32),

@@ -49,6 +49,43 @@ impl fmt::Display for DriverChoice {
 #[error("unknown I/O driver {0:?}: use auto, uring or epoll")]
 pub struct UnknownDriver(String);
 
+/// What an io_uring connection that waits for bytes has armed in the kernel (`--recv`). The epoll
+/// driver has neither.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReceiveMode {
+    /// A multishot receive: 864 bytes of kernel memory, and one completion for what has come.
+    #[default]
+    Multishot,
+    /// A multishot poll: 256 bytes, and a receive for each time that something has come.
+    Poll,
+}
+
+impl FromStr for ReceiveMode {
+    type Err = UnknownReceiveMode;
+
+    fn from_str(text: &str) -> Result<Self, UnknownReceiveMode> {
+        match text {
+            "multishot" => Ok(Self::Multishot),
+            "poll" => Ok(Self::Poll),
+            _ => Err(UnknownReceiveMode(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for ReceiveMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Multishot => "multishot",
+            Self::Poll => "poll",
+        })
+    }
+}
+
+/// Not a way to receive.
+#[derive(Debug, thiserror::Error)]
+#[error("unknown way to receive {0:?}: use multishot or poll")]
+pub struct UnknownReceiveMode(String);
+
 /// The size of a driver. Plain data, made anywhere; the driver itself is made on its thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DriverConfig {
@@ -58,6 +95,8 @@ pub struct DriverConfig {
     /// Rings of the driver (io_uring). More than one only where RLIMIT_NOFILE, which bounds each
     /// ring's table, demands it: see [`default_rings`].
     pub rings: u32,
+    /// How connections wait for bytes (io_uring).
+    pub receive: ReceiveMode,
     /// Receive buffers of each ring (io_uring): a power of two, at most 32,768.
     pub buffers: u16,
     /// Bytes of each.
@@ -78,6 +117,7 @@ impl Default for DriverConfig {
         Self {
             slots_max: 16_384,
             rings: 1,
+            receive: ReceiveMode::Multishot,
             buffers: 128,
             buffer_size: 2_048,
             sq_entries: 2_048,
@@ -192,6 +232,10 @@ mod tests {
             assert_eq!(choice.to_string().parse::<DriverChoice>().unwrap(), choice);
         }
         assert!("kqueue".parse::<DriverChoice>().is_err());
+        for mode in [ReceiveMode::Multishot, ReceiveMode::Poll] {
+            assert_eq!(mode.to_string().parse::<ReceiveMode>().unwrap(), mode);
+        }
+        assert!("single".parse::<ReceiveMode>().is_err());
     }
 
     #[test]

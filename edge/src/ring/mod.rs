@@ -32,7 +32,10 @@ mod uring;
 mod waker;
 
 pub use affinity::{allowed_cores, pin_to_core};
-pub use config::{DriverChoice, DriverConfig, OpenError, UnknownDriver, default_rings, open};
+pub use config::{
+    DriverChoice, DriverConfig, OpenError, ReceiveMode, UnknownDriver, UnknownReceiveMode,
+    default_rings, open,
+};
 pub use epoll::EpollDriver;
 pub use sockets::{BACKLOG, bind_reuseport, disable_huge_pages, raise_nofile};
 pub use uring::{RingInitError, UringDriver};
@@ -123,6 +126,20 @@ impl DriverStats {
     }
 }
 
+/// User memory of a driver, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DriverMemory {
+    /// The table of connections.
+    pub slots: usize,
+    /// Receive buffers, touched or not.
+    pub buffers: usize,
+    /// Queues of requests and completions, those shared with the kernel among them.
+    pub queues: usize,
+}
+
+/// User bytes of a connection in its driver's table.
+pub const SLOT_BYTES: usize = size_of::<slots::Conn>();
+
 /// One shard's sockets. Not `Send` once it runs: it lives on its thread.
 pub trait Driver {
     /// "uring" or "epoll".
@@ -167,6 +184,9 @@ pub trait Driver {
     fn waker(&self) -> Waker;
 
     fn stats(&self) -> DriverStats;
+
+    /// What its tables, buffers and queues take.
+    fn memory(&self) -> DriverMemory;
 
     /// A second, ordinary descriptor of the connection's socket: to look at its options and
     /// TCP_INFO, or to hand it to a successor process. To be called between turns.

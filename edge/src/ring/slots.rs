@@ -1,16 +1,20 @@
 //! The table of a driver's connections: dense slots, reused last-freed-first so that the tables kept
 //! beside it stay small, each use with a new generation. Shared by both drivers.
 //!
-//! An entry is 24 bytes; what few connections have at a time (an unsent tail, the error that ended
-//! them, the addresses of a connection attempt) is boxed while it exists.
+//! An entry is 16 bytes; what few connections have at a time (an unsent tail, the error that ended
+//! them, the addresses of a connection attempt) is in a table of its own while it exists.
 
 use std::io;
 use std::net::SocketAddr;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
+use hashbrown::HashMap;
 use socket2::SockAddr;
 
 use super::{ConnId, ListenerId};
+
+/// Room for rare things that a quiet table keeps.
+const RARE_KEPT: usize = 64;
 
 /// No descriptor yet, no send queued, end of the free list.
 pub(super) const NONE: u32 = u32::MAX;
@@ -19,7 +23,7 @@ pub(super) const NONE: u32 = u32::MAX;
 pub(super) mod flag {
     /// The slot is in use.
     pub(in super::super) const LIVE: u16 = 1 << 0;
-    /// A receive is armed.
+    /// A receive, or a poll for bytes, is armed.
     pub(in super::super) const RECEIVING: u16 = 1 << 1;
     /// Waiting until the socket takes bytes again.
     pub(in super::super) const AWAITING_ROOM: u16 = 1 << 2;
@@ -39,14 +43,22 @@ pub(super) mod flag {
     pub(in super::super) const SHUTDOWN_WANTED: u16 = 1 << 9;
     /// FIN is sent.
     pub(in super::super) const SHUTDOWN_DONE: u16 = 1 << 10;
-    /// In the queue of connections with more to read.
+    /// In the queue of connections with more to read (epoll); readable again while a receive is
+    /// under way (poll).
     pub(in super::super) const READY: u16 = 1 << 11;
     /// The peer's FIN or reset was signalled: a short read is not the end.
     pub(in super::super) const HANG_UP: u16 = 1 << 12;
 
+    /// One receive of what a poll announced is under way.
+    pub(in super::super) const READING: u16 = 1 << 13;
+    /// Waits for a receive buffer.
+    pub(in super::super) const PARKED: u16 = 1 << 14;
+    /// There is an unsent tail.
+    pub(in super::super) const BLOCKED: u16 = 1 << 15;
+
     /// What the kernel must give back before the descriptor may be closed.
     pub(in super::super) const IN_KERNEL: u16 =
-        RECEIVING | AWAITING_ROOM | SENDING_TAIL | SHUTTING | CONNECTING;
+        RECEIVING | READING | AWAITING_ROOM | SENDING_TAIL | SHUTTING | CONNECTING;
 }
 
 /// What few connections have at a time.
@@ -73,10 +85,12 @@ pub(super) struct Conn {
     /// This turn's send: its index in the driver's queue.
     pub(super) send: u32,
     pub(super) flags: u16,
-    pub(super) rare: Option<Box<Rare>>,
 }
 
-const _: () = assert!(size_of::<Conn>() <= 32);
+const _: () = assert!(
+    size_of::<Conn>() <= 16,
+    "a million connections: each byte here is a megabyte"
+);
 
 impl Conn {
     pub(super) fn has(&self, flags: u16) -> bool {
@@ -91,22 +105,8 @@ impl Conn {
         self.flags &= !flags;
     }
 
-    pub(super) fn rare_mut(&mut self) -> &mut Rare {
-        self.rare.get_or_insert_default()
-    }
-
     pub(super) fn is_blocked(&self) -> bool {
-        self.rare.as_ref().is_some_and(|rare| !rare.tail.is_empty())
-    }
-
-    /// Takes what was unsent, and the box if nothing else is in it.
-    pub(super) fn drop_tail(&mut self) {
-        if let Some(rare) = &mut self.rare {
-            rare.tail = Bytes::new();
-            if rare.error.is_none() && rare.attempt.is_none() {
-                self.rare = None;
-            }
-        }
+        self.has(flag::BLOCKED)
     }
 
     /// May `send` take bytes? Not before it is up, after it was shut, or twice at a time.
@@ -137,6 +137,8 @@ pub(super) struct Slots {
     base: u32,
     capacity: u32,
     conns: Vec<Conn>,
+    /// Boxed, so that what the kernel reads in place does not move when the table grows.
+    rare: HashMap<u32, Box<Rare>>,
     free: u32,
     live: u32,
 }
@@ -148,6 +150,7 @@ impl Slots {
             capacity,
             // Reserved address space, not memory: pages are touched as slots come into use.
             conns: Vec::with_capacity(capacity as usize),
+            rare: HashMap::new(),
             free: NONE,
             live: 0,
         }
@@ -173,7 +176,6 @@ impl Slots {
                 descriptor: NONE,
                 send: NONE,
                 flags: 0,
-                rare: None,
             });
             self.conns.len() as u32 - 1
         } else {
@@ -197,7 +199,75 @@ impl Slots {
         conn.descriptor = self.free;
         self.free = slot;
         self.live -= 1;
-        conn.rare.take().and_then(|rare| rare.error)
+        // Looked up for few: a table without entries costs nothing here.
+        if self.rare.is_empty() {
+            return None;
+        }
+        let error = self.rare.remove(&slot).and_then(|rare| rare.error);
+        self.give_back_rare();
+        error
+    }
+
+    /// A crowd that was blocked at once must not hold on to its table for ever.
+    fn give_back_rare(&mut self) {
+        if self.rare.is_empty() {
+            self.rare.shrink_to(RARE_KEPT);
+        }
+    }
+
+    /// What few connections have, if this one has anything of it.
+    pub(super) fn rare(&self, slot: u32) -> Option<&Rare> {
+        self.rare.get(&slot).map(|rare| &**rare)
+    }
+
+    pub(super) fn set_attempt(&mut self, slot: u32, attempt: Attempt) {
+        self.rare.entry(slot).or_default().attempt = Some(attempt);
+    }
+
+    /// The attempt has succeeded.
+    pub(super) fn end_attempt(&mut self, slot: u32) {
+        self.rare.remove(&slot);
+        self.give_back_rare();
+    }
+
+    /// Notes what ends the connection, if it is not its orderly close.
+    pub(super) fn set_error(&mut self, slot: u32, error: Option<io::ErrorKind>) {
+        if error.is_some() {
+            self.rare.entry(slot).or_default().error = error;
+        }
+    }
+
+    /// Keeps what a send left over, which is not nothing.
+    pub(super) fn set_tail(&mut self, slot: u32, tail: Bytes) {
+        debug_assert!(!tail.is_empty());
+        self.conns[slot as usize].set(flag::BLOCKED);
+        self.rare.entry(slot).or_default().tail = tail;
+    }
+
+    /// Counts `sent` bytes of the tail as gone; says whether that was all of it.
+    pub(super) fn advance_tail(&mut self, slot: u32, sent: usize) -> bool {
+        let Some(rare) = self.rare.get_mut(&slot) else {
+            return true;
+        };
+        rare.tail.advance(sent.min(rare.tail.len()));
+        if !rare.tail.is_empty() {
+            return false;
+        }
+        if rare.error.is_none() && rare.attempt.is_none() {
+            self.rare.remove(&slot);
+            self.give_back_rare();
+        }
+        self.conns[slot as usize].clear(flag::BLOCKED);
+        true
+    }
+
+    /// Heap bytes of the entries that were ever in use; the rest of the table is address space that
+    /// no page stands behind.
+    pub(super) fn bytes(&self) -> usize {
+        let rare = size_of::<u32>() + size_of::<Box<Rare>>() + 1;
+        self.conns.len() * size_of::<Conn>()
+            + self.rare.capacity() * rare
+            + self.rare.len() * size_of::<Rare>()
     }
 
     /// The slot's present owner.
@@ -297,8 +367,29 @@ mod tests {
     fn release_reports_what_ended_the_connection() {
         let mut slots = Slots::new(0, 1);
         let slot = slots.allocate(0, 0).unwrap();
-        slots.get_mut(slot).rare_mut().error = Some(io::ErrorKind::ConnectionReset);
+        slots.set_error(slot, Some(io::ErrorKind::ConnectionReset));
         assert_eq!(slots.release(slot), Some(io::ErrorKind::ConnectionReset));
+        let slot = slots.allocate(1, 0).unwrap();
+        assert_eq!(slots.release(slot), None);
+    }
+
+    #[test]
+    fn a_tail_blocks_until_it_is_gone_and_leaves_nothing_behind() {
+        let mut slots = Slots::new(0, 2_000);
+        let empty = slots.bytes();
+        for descriptor in 0..2_000 {
+            let slot = slots.allocate(descriptor, 0).unwrap();
+            slots.set_tail(slot, Bytes::from_static(b"abc"));
+        }
+        assert!(slots.get(7).send_state() == SendState::Misused);
+        for slot in 0..2_000 {
+            assert!(!slots.advance_tail(slot, 2));
+            assert_eq!(&slots.rare(slot).unwrap().tail[..], b"c");
+            assert!(slots.advance_tail(slot, 1));
+            assert!(slots.get(slot).send_state() == SendState::Open);
+        }
+        let grown = slots.bytes() - empty - 2_000 * size_of::<Conn>();
+        assert!(grown < 8_192, "{grown} bytes");
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! What a kernel completion or readiness event carries back: the operation it belongs to, and the
 //! connection's slot and generation, in the 64 bits that io_uring and epoll return untouched.
 //!
-//! Layout: operation (4 bits) | slot (28 bits) | generation (32 bits). A completion whose
+//! Layout: operation (5 bits) | slot (27 bits) | generation (32 bits). A completion whose
 //! generation is not the slot's present one belongs to an earlier owner and is ignored.
 
 /// Slots a token can name.
-pub(super) const SLOTS_LIMIT: u32 = 1 << 28;
+pub(super) const SLOTS_LIMIT: u32 = 1 << SLOT_BITS;
+
+const SLOT_BITS: u32 = 27;
+const OPERATION_SHIFT: u32 = 32 + SLOT_BITS;
 
 /// The kinds of thing that a driver has under way in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +18,7 @@ pub(super) enum Operation {
     Ignore = 0,
     /// A listener; the slot is its index.
     Accept = 1,
+    /// What waits for bytes: a multishot receive, or a multishot poll.
     Receive = 2,
     /// A turn's first send; completes only when it stays short.
     Send = 3,
@@ -38,6 +42,8 @@ pub(super) enum Operation {
     Install = 14,
     /// The same, for a moment, to shut it.
     InstallToShut = 15,
+    /// One receive of what a poll has announced.
+    Read = 16,
 }
 
 /// An operation on a slot's owner of one generation.
@@ -58,11 +64,13 @@ impl Token {
     }
 
     pub(super) const fn pack(self) -> u64 {
-        ((self.operation as u64) << 60) | ((self.slot as u64) << 32) | self.generation as u64
+        ((self.operation as u64) << OPERATION_SHIFT)
+            | ((self.slot as u64) << 32)
+            | self.generation as u64
     }
 
     pub(super) const fn unpack(bits: u64) -> Self {
-        let operation = match bits >> 60 {
+        let operation = match bits >> OPERATION_SHIFT {
             1 => Operation::Accept,
             2 => Operation::Receive,
             3 => Operation::Send,
@@ -78,6 +86,7 @@ impl Token {
             13 => Operation::Signal,
             14 => Operation::Install,
             15 => Operation::InstallToShut,
+            16 => Operation::Read,
             _ => Operation::Ignore,
         };
         Self {
@@ -94,10 +103,10 @@ mod tests {
 
     #[test]
     fn every_operation_survives_the_round_trip() {
-        for bits in 0..16u64 {
-            let token = Token::unpack((bits << 60) | (0xabc_def1 << 32) | 0x8000_0001);
+        for bits in 0..17u64 {
+            let token = Token::unpack((bits << OPERATION_SHIFT) | (0x7bc_def1 << 32) | 0x8000_0001);
             assert_eq!(token.operation as u64, bits);
-            assert_eq!(token.slot, 0xabc_def1);
+            assert_eq!(token.slot, 0x7bc_def1);
             assert_eq!(token.generation, 0x8000_0001);
             assert_eq!(Token::unpack(token.pack()), token);
         }
@@ -105,7 +114,7 @@ mod tests {
 
     #[test]
     fn the_largest_slot_does_not_touch_the_operation() {
-        let token = Token::new(Operation::Install, SLOTS_LIMIT - 1, u32::MAX);
+        let token = Token::new(Operation::Read, SLOTS_LIMIT - 1, u32::MAX);
         assert_eq!(Token::unpack(token.pack()), token);
     }
 }

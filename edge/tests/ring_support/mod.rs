@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use trunkline_edge::ring::{
-    ConnId, Driver, DriverChoice, DriverConfig, DriverStats, Event, ListenerId, bind_reuseport,
-    open,
+    ConnId, Driver, DriverChoice, DriverConfig, DriverStats, Event, ListenerId, ReceiveMode,
+    bind_reuseport, open,
 };
 
 /// How long anything may take before a test fails.
@@ -26,6 +26,10 @@ pub enum Kind {
     Uring,
     /// Three rings on the one thread.
     Rings,
+    /// One ring that receives by poll.
+    Polled,
+    /// Three of these.
+    PolledRings,
     Epoll,
 }
 
@@ -70,11 +74,20 @@ impl Shard {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         let (choice, rings) = match kind {
-            Kind::Uring => (DriverChoice::Uring, 1),
-            Kind::Rings => (DriverChoice::Uring, 3),
+            Kind::Uring | Kind::Polled => (DriverChoice::Uring, 1),
+            Kind::Rings | Kind::PolledRings => (DriverChoice::Uring, 3),
             Kind::Epoll => (DriverChoice::Epoll, 1),
         };
-        let mut driver = open(choice, &DriverConfig { rings, ..config }).unwrap();
+        let receive = match kind {
+            Kind::Polled | Kind::PolledRings => ReceiveMode::Poll,
+            Kind::Uring | Kind::Rings | Kind::Epoll => ReceiveMode::Multishot,
+        };
+        let config = DriverConfig {
+            rings,
+            receive,
+            ..config
+        };
+        let mut driver = open(choice, &config).unwrap();
         let listener = bind_reuseport(([127, 0, 0, 1], 0).into(), 4_096).unwrap();
         let address = listener.local_addr().unwrap();
         driver.listen(7, listener).unwrap();

@@ -45,7 +45,11 @@ pub fn few_buffers_serve_many_streams(kind: Kind) {
     let mut shard = Shard::echoing(
         kind,
         DriverConfig {
-            buffers: 4,
+            // By poll a stream takes one buffer at a time.
+            buffers: match kind {
+                Kind::Polled | Kind::PolledRings => 1,
+                Kind::Uring | Kind::Rings | Kind::Epoll => 4,
+            },
             ..DriverConfig::default()
         },
     );
@@ -66,6 +70,43 @@ pub fn few_buffers_serve_many_streams(kind: Kind) {
     if kind != Kind::Epoll {
         assert!(shard.stats().buffers_exhausted > 0, "{:?}", shard.stats());
     }
+}
+
+/// Question and answer in pieces of any size at any moment: a byte that stays unread in the socket,
+/// or a readiness that goes unnoticed, ends the conversation.
+pub fn no_byte_is_left_in_the_socket(kind: Kind) {
+    const ROUNDS: usize = 400;
+    let mut shard = Shard::echoing(kind, DriverConfig::default());
+    let address = shard.address;
+    let peers: Vec<_> = (1..=3)
+        .map(|seed| {
+            std::thread::spawn(move || {
+                let mut stream = TcpStream::connect(address).unwrap();
+                stream.set_nodelay(true).unwrap();
+                stream.set_read_timeout(Some(DEADLINE)).unwrap();
+                let dice = pattern(4 * ROUNDS, seed);
+                for roll in dice.chunks_exact(4) {
+                    // Around multiples of a buffer's size, and small ones.
+                    let length = usize::from(roll[0] % 6) * 1_024 + usize::from(roll[1] % 3);
+                    let data = pattern(length.max(1), seed);
+                    let piece = usize::from(roll[2]) * 16 + 1;
+                    for part in data.chunks(piece) {
+                        stream.write_all(part).unwrap();
+                        if roll[3].is_multiple_of(2) {
+                            std::thread::yield_now();
+                        }
+                    }
+                    let mut back = vec![0; data.len()];
+                    stream.read_exact(&mut back).unwrap();
+                    assert!(back == data, "{kind:?}: changed");
+                }
+            })
+        })
+        .collect();
+    for peer in peers {
+        shard.serve(peer);
+    }
+    shard.until("all closed", |shard| shard.live().is_empty());
 }
 
 pub fn a_slow_reader_blocks_and_drains(kind: Kind) {

@@ -19,7 +19,7 @@ use socket2::SockRef;
 use super::slots::{SendState, Slots, flag};
 use super::sockets::nofile_limit;
 use super::token::{Operation, Token};
-use super::{ConnId, Driver, DriverConfig, DriverStats, Event, ListenerId, Waker};
+use super::{ConnId, Driver, DriverConfig, DriverMemory, DriverStats, Event, ListenerId, Waker};
 
 /// The receive buffer of a driver.
 const RECEIVE_BUFFER: usize = 64 * 1024;
@@ -308,6 +308,15 @@ impl Driver for EpollDriver {
 
     fn stats(&self) -> DriverStats {
         self.stats
+    }
+
+    fn memory(&self) -> DriverMemory {
+        DriverMemory {
+            slots: self.slots.bytes(),
+            buffers: self.buffer.len(),
+            queues: self.events.capacity() * size_of::<libc::epoll_event>()
+                + self.outbox.capacity() * size_of::<(ConnId, Bytes)>(),
+        }
     }
 
     fn duplicate(&mut self, conn: ConnId) -> io::Result<OwnedFd> {

@@ -117,7 +117,7 @@ impl EpollDriver {
         }
         self.stats.sends_blocked += 1;
         let unsent = bytes.len();
-        self.slots.get_mut(slot).rare_mut().tail = bytes;
+        self.slots.set_tail(slot, bytes);
         if let Err(error) = self.watch(libc::EPOLL_CTL_MOD, slot, WRITE_EVENTS | READ_EVENTS) {
             return self.close_now(slot, Some(error.kind()), on_event);
         }
@@ -155,7 +155,7 @@ impl EpollDriver {
     }
 
     pub(super) fn send_tail(&mut self, slot: u32, on_event: OnEvent<'_>) {
-        let Some(rare) = &self.slots.get(slot).rare else {
+        let Some(rare) = self.slots.rare(slot) else {
             return;
         };
         let tail = rare.tail.clone();
@@ -163,13 +163,10 @@ impl EpollDriver {
             Ok(count) => count,
             Err(kind) => return self.close_now(slot, Some(kind), on_event),
         };
-        let conn = self.slots.get_mut(slot);
-        conn.rare_mut().tail.advance(count);
-        if conn.is_blocked() {
+        if !self.slots.advance_tail(slot, count) {
             return;
         }
-        conn.drop_tail();
-        conn.clear(flag::AWAITING_ROOM);
+        self.slots.get_mut(slot).clear(flag::AWAITING_ROOM);
         if let Err(error) = self.watch(libc::EPOLL_CTL_MOD, slot, READ_EVENTS) {
             return self.close_now(slot, Some(error.kind()), on_event);
         }
@@ -216,9 +213,7 @@ impl EpollDriver {
             return;
         }
         conn.set(flag::CLOSING);
-        if error.is_some() {
-            conn.rare_mut().error = error;
-        }
+        self.slots.set_error(slot, error);
         self.closes.push(id);
     }
 
@@ -230,9 +225,7 @@ impl EpollDriver {
     ) {
         if !self.slots.get(slot).has(flag::CLOSING) {
             self.slots.get_mut(slot).set(flag::CLOSING);
-            if error.is_some() {
-                self.slots.get_mut(slot).rare_mut().error = error;
-            }
+            self.slots.set_error(slot, error);
         }
         self.finish(slot, on_event);
     }

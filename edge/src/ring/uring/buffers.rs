@@ -94,6 +94,16 @@ impl BufferRing {
         self.count
     }
 
+    /// Bytes of each.
+    pub(super) fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// Bytes of all, and of the ring that names them.
+    pub(super) fn bytes(&self) -> usize {
+        self.memory.length + self.entries.length
+    }
+
     /// The first `length` bytes of a buffer that a completion named.
     pub(super) fn filled(&mut self, buffer: u16, length: usize) -> &mut [u8] {
         assert!(buffer < self.count && length <= self.size as usize);

@@ -26,9 +26,7 @@ impl Ring {
             return;
         }
         conn.set(flag::CLOSING);
-        if error.is_some() {
-            conn.rare_mut().error = error;
-        }
+        self.slots.set_error(slot, error);
         self.cancel_armed(slot);
         self.try_finish(slot, on_event);
     }

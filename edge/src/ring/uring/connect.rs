@@ -32,11 +32,14 @@ impl Ring {
         let Some(slot) = self.slots.allocate(NONE, flag::CONNECTING) else {
             return Err(io::Error::from_raw_os_error(libc::ENFILE));
         };
-        let conn = self.slots.get_mut(slot);
-        conn.rare_mut().attempt = Some(Attempt {
-            peer: peer.into(),
-            source: source.map(Into::into),
-        });
+        self.slots.set_attempt(
+            slot,
+            Attempt {
+                peer: peer.into(),
+                source: source.map(Into::into),
+            },
+        );
+        let conn = self.slots.get(slot);
         let domain = if peer.is_ipv4() {
             libc::AF_INET
         } else {
@@ -73,7 +76,8 @@ impl Ring {
         }
         self.set_option(descriptor, libc::IPPROTO_TCP, libc::TCP_NODELAY);
         let conn = self.slots.get(slot);
-        let Some(attempt) = conn.rare.as_ref().and_then(|rare| rare.attempt.as_ref()) else {
+        let rare = self.slots.rare(slot);
+        let Some(attempt) = rare.and_then(|rare| rare.attempt.as_ref()) else {
             return;
         };
         let connect = opcode::Connect::new(
@@ -130,7 +134,7 @@ impl Ring {
         if result < 0 {
             return self.begin_close(slot, Some(kind_of(result)), on_event);
         }
-        conn.rare = None;
+        self.slots.end_attempt(slot);
         on_event(Event::Connected {
             conn: self.slots.id(slot),
         });

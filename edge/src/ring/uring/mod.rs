@@ -1,5 +1,5 @@
-//! The io_uring driver: multishot accept into direct descriptors, multishot receive into a shared
-//! ring of buffers, sends without completions.
+//! The io_uring driver: multishot accept into direct descriptors, multishot receive (or, to save
+//! memory, multishot poll) into a shared ring of buffers, sends without completions.
 //!
 //! Usually one ring. A ring's table of descriptors is bounded by RLIMIT_NOFILE, so a host with a low
 //! limit takes several rings on the one thread: the *main* ring is the one to sleep on; the others
@@ -11,6 +11,7 @@ mod accept;
 mod buffers;
 mod close;
 mod connect;
+mod poll;
 mod queue;
 mod ring;
 mod send;
@@ -26,11 +27,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use io_uring::{opcode, types};
 
-use self::ring::Ring;
+use self::ring::{QueuedSend, Ring};
 pub use self::setup::RingInitError;
 use super::sockets::{BACKLOG, bind_reuseport};
 use super::token::{Operation, Token};
-use super::{ConnId, Driver, DriverConfig, DriverStats, Event, ListenerId, Waker};
+use super::{ConnId, Driver, DriverConfig, DriverMemory, DriverStats, Event, ListenerId, Waker};
 
 /// The driver on io_uring. Belongs to the thread that made it.
 pub struct UringDriver {
@@ -264,6 +265,16 @@ impl Driver for UringDriver {
         for ring in &self.rings {
             total.add(&ring.stats);
             total.accepts_waiting += ring.acceptor.waiting();
+        }
+        total
+    }
+
+    fn memory(&self) -> DriverMemory {
+        let mut total = DriverMemory::default();
+        for ring in &self.rings {
+            total.slots += ring.slots.bytes();
+            total.buffers += ring.queue.buffers.bytes();
+            total.queues += ring.queue.bytes() + ring.sends.capacity() * size_of::<QueuedSend>();
         }
         total
     }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
 
-use io_uring::{IoUring, squeue, types};
+use io_uring::{IoUring, cqueue, squeue, types};
 
 use super::buffers::BufferRing;
 use crate::ring::DriverStats;
@@ -195,6 +195,15 @@ impl Queue {
             stats.cq_overflow += 1;
             self.enter_once(0, None, stats)?;
         }
+    }
+
+    /// Bytes of both queues as the kernel and we share them, and of our own beside them.
+    pub(super) fn bytes(&self) -> usize {
+        let params = self.ring.params();
+        params.sq_entries() as usize * size_of::<squeue::Entry>()
+            + params.cq_entries() as usize * size_of::<cqueue::Entry>()
+            + self.spill.capacity() * size_of::<squeue::Entry>()
+            + self.inbox.capacity() * size_of::<Completion>()
     }
 
     /// Takes the inbox; give the vector back with [`Self::put_back`] to keep its memory.

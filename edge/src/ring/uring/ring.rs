@@ -14,12 +14,13 @@ use io_uring::{cqueue, opcode, types};
 
 use super::accept::{Acceptor, Name};
 use super::buffers::{BufferRing, GROUP};
+use super::poll;
 use super::queue::{Completion, Queue};
 use super::setup::{self, Abilities, RingInitError};
 use crate::ring::slots::{Arrival, Slots, flag};
 use crate::ring::sockets::kind_of;
 use crate::ring::token::{Operation, Token};
-use crate::ring::{ConnId, DriverConfig, DriverStats, Event, Waker};
+use crate::ring::{ConnId, DriverConfig, DriverStats, Event, ReceiveMode, Waker};
 
 /// A send of this turn, kept until the kernel has copied it.
 pub(super) struct QueuedSend {
@@ -51,7 +52,8 @@ pub(super) struct Ring {
     /// Cancels that found nothing, to be tried again if what they sought is still there.
     pub(super) recancels: Vec<ConnId>,
     /// Connections whose receive found no buffer.
-    parked: VecDeque<ConnId>,
+    pub(super) parked: VecDeque<ConnId>,
+    pub(super) receive_mode: ReceiveMode,
     eventfds: Vec<EventfdRead>,
     /// The main ring's: told as soon as the wait is over.
     waker: Option<Waker>,
@@ -77,6 +79,7 @@ impl Ring {
             shutdowns: Vec::new(),
             recancels: Vec::new(),
             parked: VecDeque::new(),
+            receive_mode: config.receive,
             eventfds: Vec::new(),
             waker: None,
         })
@@ -193,7 +196,11 @@ impl Ring {
     fn handle(&mut self, completion: Completion, on_event: &mut dyn FnMut(Event<'_>)) {
         let token = Token::unpack(completion.user_data);
         match token.operation {
-            Operation::Receive => return self.on_receive(token, completion, on_event),
+            Operation::Receive => match self.receive_mode {
+                ReceiveMode::Multishot => return self.on_receive(token, completion, on_event),
+                ReceiveMode::Poll => return self.on_readable(token, completion, on_event),
+            },
+            Operation::Read => return self.on_read(token, completion, on_event),
             Operation::Accept => return self.on_accept(token.slot, completion),
             Operation::Wake => {
                 self.read_eventfd(Operation::Wake);
@@ -221,20 +228,24 @@ impl Ring {
             Operation::Ignore
             | Operation::Install
             | Operation::Receive
+            | Operation::Read
             | Operation::Accept
             | Operation::Wake
             | Operation::Signal => {}
         }
     }
 
-    /// Arms the multishot receive.
+    /// Arms what waits for bytes.
     pub(super) fn receive(&mut self, slot: u32) {
         let token = Token::new(Operation::Receive, slot, self.slots.get(slot).generation);
         let conn = self.slots.get_mut(slot);
         conn.set(flag::RECEIVING);
-        let entry = opcode::RecvMulti::new(types::Fixed(conn.descriptor), GROUP)
-            .build()
-            .user_data(token.pack());
+        let descriptor = types::Fixed(conn.descriptor);
+        let entry = match self.receive_mode {
+            ReceiveMode::Multishot => opcode::RecvMulti::new(descriptor, GROUP).build(),
+            ReceiveMode::Poll => poll::request(descriptor),
+        };
+        let entry = entry.user_data(token.pack());
         self.queue.push(entry, &mut self.stats);
     }
 
@@ -244,6 +255,26 @@ impl Ring {
         completion: Completion,
         on_event: &mut dyn FnMut(Event<'_>),
     ) {
+        let (current, wanted) = self.hand_out(token, completion, on_event);
+        if !current || cqueue::more(completion.flags) {
+            return;
+        }
+        self.slots.get_mut(token.slot).clear(flag::RECEIVING);
+        if wanted {
+            self.after_receive(token.slot, completion.result, on_event);
+        } else {
+            self.try_finish(token.slot, on_event);
+        }
+    }
+
+    /// Hands out what a receive brought, and takes its buffer back. Says whether the connection is
+    /// still there, and whether it is to go on.
+    pub(super) fn hand_out(
+        &mut self,
+        token: Token,
+        completion: Completion,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> (bool, bool) {
         let current = self.slots.current(token.slot, token.generation);
         let wanted = current && !self.slots.get(token.slot).has(flag::CLOSING);
         if let Some(buffer) = cqueue::buffer_select(completion.flags) {
@@ -259,28 +290,14 @@ impl Ring {
             }
             self.queue.buffers.give(buffer);
         }
-        if !current || cqueue::more(completion.flags) {
-            return;
-        }
-        self.slots.get_mut(token.slot).clear(flag::RECEIVING);
-        if wanted {
-            self.after_receive(token.slot, completion.result, on_event);
-        } else {
-            self.try_finish(token.slot, on_event);
-        }
+        (current, wanted)
     }
 
     /// The multishot receive has ended: go on, or note why not.
     fn after_receive(&mut self, slot: u32, result: i32, on_event: &mut dyn FnMut(Event<'_>)) {
         match result {
             1.. => self.receive(slot),
-            0 => {
-                self.slots.get_mut(slot).set(flag::EOF);
-                on_event(Event::Eof {
-                    conn: self.slots.id(slot),
-                });
-                self.close_if_both_shut(slot, on_event);
-            }
+            0 => self.on_eof(slot, on_event),
             _ => match -result {
                 libc::ENOBUFS | libc::ENOMEM => {
                     self.stats.buffers_exhausted += 1;
@@ -292,6 +309,15 @@ impl Ring {
         }
     }
 
+    /// The peer has shut its side.
+    pub(super) fn on_eof(&mut self, slot: u32, on_event: &mut dyn FnMut(Event<'_>)) {
+        self.slots.get_mut(slot).set(flag::EOF);
+        on_event(Event::Eof {
+            conn: self.slots.id(slot),
+        });
+        self.close_if_both_shut(slot, on_event);
+    }
+
     /// Receives again for as many parked connections as there are buffers. All are back by now:
     /// events are handled before a turn ends. More would only find none again.
     fn resume_parked(&mut self) {
@@ -299,13 +325,17 @@ impl Ring {
             let Some(id) = self.parked.pop_front() else {
                 return;
             };
-            if let Some(slot) = self.slots.find(id)
-                && !self
-                    .slots
-                    .get(slot)
-                    .has(flag::CLOSING | flag::RECEIVING | flag::EOF)
-            {
-                self.receive(slot);
+            let Some(slot) = self.slots.find(id) else {
+                continue;
+            };
+            let conn = self.slots.get(slot);
+            if conn.has(flag::CLOSING | flag::EOF) {
+                continue;
+            }
+            match self.receive_mode {
+                ReceiveMode::Multishot if !conn.has(flag::RECEIVING) => self.receive(slot),
+                ReceiveMode::Multishot => {}
+                ReceiveMode::Poll => self.resume_polled(slot),
             }
         }
     }

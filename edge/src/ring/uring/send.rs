@@ -98,7 +98,7 @@ impl Ring {
         self.stats.bytes_sent -= tail.len() as u64;
         self.stats.sends_blocked += 1;
         let unsent = tail.len();
-        self.slots.get_mut(slot).rare_mut().tail = tail;
+        self.slots.set_tail(slot, tail);
         self.await_room(slot);
         on_event(Event::Blocked {
             conn: self.slots.id(slot),
@@ -134,10 +134,10 @@ impl Ring {
     }
 
     fn send_tail(&mut self, slot: u32) {
-        let conn = self.slots.get_mut(slot);
-        let Some(rare) = &conn.rare else {
+        let Some(rare) = self.slots.rare(slot) else {
             return;
         };
+        let conn = self.slots.get(slot);
         let entry = opcode::Send::new(
             types::Fixed(conn.descriptor),
             rare.tail.as_ptr(),
@@ -146,7 +146,7 @@ impl Ring {
         .flags(SEND_FLAGS)
         .build()
         .user_data(Token::new(Operation::SendTail, slot, conn.generation).pack());
-        conn.set(flag::SENDING_TAIL);
+        self.slots.get_mut(slot).set(flag::SENDING_TAIL);
         self.queue.push(entry, &mut self.stats);
     }
 
@@ -167,12 +167,9 @@ impl Ring {
             Err(kind) => return self.begin_close(slot, Some(kind), on_event),
         };
         self.stats.bytes_sent += count as u64;
-        let tail = &mut conn.rare_mut().tail;
-        tail.advance(count.min(tail.len()));
-        if !tail.is_empty() {
+        if !self.slots.advance_tail(slot, count) {
             return self.await_room(slot);
         }
-        conn.drop_tail();
         on_event(Event::Drained {
             conn: self.slots.id(slot),
         });

@@ -78,7 +78,7 @@ pub(super) fn validate(config: &DriverConfig) -> Result<(), RingInitError> {
     } else if config.slots_max < config.rings {
         "slots_max must be at least one for each ring"
     } else if config.slots_per_ring().saturating_mul(config.rings) >= SLOTS_LIMIT {
-        "slots_max is beyond what one driver can number (2^28)"
+        "slots_max is beyond what one driver can number (2^27)"
     } else if !config.buffers.is_power_of_two() || config.buffers > 32_768 {
         "buffers must be a power of two, at most 32768"
     } else if config.buffer_size == 0 {
