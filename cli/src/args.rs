@@ -57,7 +57,7 @@ pub fn command() -> Command {
             )
             .about("Put a server under load and measure what it does"),
         )
-        .subcommand(doctor_command())
+        .subcommand(crate::doctor::command())
         .subcommand(token_command())
         .subcommand(config_command())
 }
@@ -105,28 +105,6 @@ fn setting_flag(setting: &Setting, role: Option<Role>) -> Arg {
             .default_missing_value("true");
     }
     arg
-}
-
-fn doctor_command() -> Command {
-    Command::new("doctor")
-        .about("Check what this machine's kernel allows, and say how to allow more")
-        .arg(
-            Arg::new("target")
-                .long("target")
-                .value_name("CONNECTIONS")
-                .default_value("10k")
-                .help("How many connections the machine is to hold: 10k, 100k, 1M"),
-        )
-        .arg(
-            Arg::new("json")
-                .long("json")
-                .action(ArgAction::SetTrue)
-                .help("Print the report as JSON"),
-        )
-        .after_help(
-            "Exit code 0: the machine can hold the target. 1: something stands in the way.\n\n\
-             Examples:\n  trunkline doctor\n  trunkline doctor --target 1M --json",
-        )
 }
 
 fn token_command() -> Command {
