@@ -1,60 +1,82 @@
-//! The command line of `trunkline bench`.
+//! The command line of `trunkline bench`: the scenarios, and the flags that several of them share.
+//! What only one scenario understands stands beside it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use serde::Serialize;
+
+use crate::BenchError;
+use crate::scenario::connect::ConnectArgs;
+use crate::scenario::idle::IdleArgs;
 
 /// Scenarios.
 #[derive(Clone, Debug, Subcommand)]
 pub enum BenchCommand {
-    /// Chat at a given rate, 1:1 and in groups, and measure what comes back
-    #[command(after_long_help = CHAT_EXAMPLES)]
-    Chat(ChatArgs),
+    /// Establish sessions as fast as possible or at a rate, and perhaps all at once again
+    Connect(Box<ConnectArgs>),
+    /// Hold idle sessions: memory, and the cost of their signs of life
+    Idle(Box<IdleArgs>),
 }
 
-const CHAT_EXAMPLES: &str = "\
-Examples:
-  Start a server of its own, 1,000 clients, 20,000 messages a second for 10 s:
-    trunkline bench chat --spawn --connections 1000 --rate 20000
+/// Where the result goes.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    /// Write the result as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write the result as a page to look at
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// A limit on a figure, such as `user_bytes_per_session<=400`; may be given several times
+    #[arg(long, value_name = "EXPR")]
+    pub budget: Vec<String>,
+}
 
-  As many as the server takes (each client keeps 16 messages under way):
-    trunkline bench chat --spawn --connections 1000 --rate 0 --inflight 16
-
-  One group of 500, one message at a time, deliveries per second:
-    trunkline bench chat --spawn --connections 500 --groups 1 --group-size 500 --group-share 1 --rate 0 --inflight 1 --senders 1
-
-  Memory of 18,000 idle sessions:
-    trunkline bench chat --spawn --connections 18000 --rate 0 --inflight 0 --duration 1s
-
-  A server that runs already, with its secret:
-    trunkline bench chat --ws 127.0.0.1:7400 --http 127.0.0.1:7410 --secret … --server-pid 4711";
-
-/// `trunkline bench chat`
-#[derive(Clone, Debug, Args)]
-pub struct ChatArgs {
+/// The server under load.
+#[derive(Clone, Debug, Args, Serialize)]
+#[command(next_help_heading = "Server")]
+pub struct TargetArgs {
     /// Start `trunkline serve` on free ports and a new data directory, and stop it afterwards
-    #[arg(long)]
+    #[arg(long, conflicts_with = "spawn_two")]
     pub spawn: bool,
-    /// More arguments for the server that --spawn starts
+    /// Start the two tiers as processes of their own: a core, and as many edges as the scenario needs
+    #[arg(long)]
+    pub spawn_two: bool,
+    /// More arguments for the server (--spawn) or the edges (--spawn-two) that are started
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
+    pub spawn_args: Option<String>,
+    /// More arguments for the core that --spawn-two starts
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
+    pub spawn_core_args: Option<String>,
+    /// Where the server's WebSockets are; comma-separated when there are several edges
     #[arg(
         long,
-        value_name = "ARGS",
-        allow_hyphen_values = true,
-        requires = "spawn"
+        value_name = "ADDR",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7400"
     )]
-    pub spawn_args: Option<String>,
-    /// Where the server's WebSockets are
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
-    pub ws: String,
+    pub ws: Vec<String>,
     /// Where its raw TCP is (--transport tcp)
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7401")]
-    pub tcp: String,
+    #[arg(
+        long,
+        value_name = "ADDR",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7401"
+    )]
+    pub tcp: Vec<String>,
     /// Where its REST is (to create groups)
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7410")]
     pub http: String,
+    /// Where its admin pages are, for its own view of its memory; comma-separated, edges first
+    #[arg(long, value_name = "ADDR", value_delimiter = ',')]
+    pub admin: Vec<String>,
     /// The server's JWT secret
     #[arg(long, env = "TRUNKLINE_JWT_SECRET", hide_env_values = true)]
+    #[serde(skip)]
     pub secret: Option<String>,
     /// The data directory whose development secret signs the tokens
     #[arg(long, value_name = "DIR", default_value = "./data")]
@@ -62,86 +84,132 @@ pub struct ChatArgs {
     /// The server's process, for its CPU and memory; comma-separated when there are several
     #[arg(long, value_name = "PID", value_delimiter = ',')]
     pub server_pid: Vec<u32>,
+}
+
+/// The clients.
+#[derive(Clone, Debug, Args, Serialize)]
+#[command(next_help_heading = "Clients")]
+pub struct FleetArgs {
+    /// Clients; each is a user of its own
+    #[arg(long, short = 'n', default_value_t = 1_000)]
+    pub connections: u32,
+    /// What they speak
     #[arg(long, value_enum, default_value = "ws-proto")]
     pub transport: Transport,
-    /// Clients; each is a user of its own
-    #[arg(long, default_value_t = 1_000)]
-    pub connections: u32,
+    /// Where they put their token
+    #[arg(long, value_enum, default_value = "header")]
+    pub token: TokenPlace,
     /// Handshakes under way at once
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 1_024)]
     pub connect_inflight: u32,
-    /// Messages per second over all clients, sent when they are due, whatever comes back; 0: see
-    /// --inflight
-    #[arg(long, default_value_t = 10_000)]
-    pub rate: u32,
-    /// With --rate 0: messages that each sender keeps under way; 0: none, the sessions idle
-    #[arg(long, default_value_t = 8)]
-    pub inflight: u32,
-    /// How many of the clients send; default all
-    #[arg(long)]
-    pub senders: Option<u32>,
-    /// Groups to create
-    #[arg(long, default_value_t = 0)]
-    pub groups: u32,
-    /// Members of each, taken round from the clients
-    #[arg(long, default_value_t = 10)]
-    pub group_size: u32,
-    /// Part of the messages that goes to groups, 0 to 1; the others go to each client's partner
-    #[arg(long, default_value_t = 0.0)]
-    pub group_share: f64,
-    /// Bytes of a message's content, 17 to 1000
-    #[arg(long, default_value_t = 128)]
-    pub payload: u32,
-    #[arg(long, default_value = "10s", value_parser = parse_duration)]
-    pub duration: Duration,
-    /// Load before anything is counted
-    #[arg(long, default_value = "2s", value_parser = parse_duration)]
-    pub warmup: Duration,
+    /// Connects per second (`5000` or `5000/s`), each timed from when it was due; without: as fast as
+    /// --connect-inflight lets them
+    #[arg(long, value_name = "N/s", value_parser = parse_rate)]
+    pub ramp: Option<f64>,
     /// Generator threads
     #[arg(long, default_value_t = 1)]
     pub threads: u32,
-    /// Write the result as JSON
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    /// The sign of life: a WebSocket pong (on raw TCP `heartbeat`) or a `heartbeat` frame, neither
+    /// answered; an application `ping`, which is; or none
+    #[arg(long, value_enum, default_value = "pong")]
+    pub heartbeat: Heartbeat,
+    /// How often each client gives it
+    #[arg(long, default_value = "30s", value_parser = parse_duration)]
+    #[serde(serialize_with = "seconds")]
+    pub heartbeat_every: Duration,
+    /// Bytes of a user id
+    #[arg(long, default_value_t = 16)]
+    pub user_bytes: u32,
+    /// Bytes of a device id
+    #[arg(long, default_value_t = 4)]
+    pub device_bytes: u32,
+    /// Clients that share one source address, on loopback; default: 40 % of the kernel's range of
+    /// ports, beyond which the search for a free port becomes long
+    #[arg(long)]
+    pub per_source: Option<u32>,
+    /// Without one more connection for this long, connecting has failed
+    #[arg(long, default_value = "20s", value_parser = parse_duration)]
+    #[serde(serialize_with = "seconds")]
+    pub stall_max: Duration,
 }
 
 /// What the clients speak.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Transport {
     WsProto,
     WsJson,
     Tcp,
 }
 
-impl ChatArgs {
-    /// Messages that each sender keeps under way; `None`: an open loop at `rate`.
-    pub fn closed_loop(&self) -> Option<u32> {
-        (self.rate == 0).then_some(self.inflight)
-    }
+/// Where a WebSocket client's token is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TokenPlace {
+    /// `Authorization: Bearer`
+    Header,
+    /// `?access_token=`
+    Query,
+}
 
+/// The sign of life that a client gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Heartbeat {
+    Pong,
+    Frame,
+    Ping,
+    None,
+}
+
+impl FleetArgs {
     /// What clap cannot see.
-    pub fn check(&self) -> Result<(), crate::BenchError> {
-        let wrong = |what: &str| Err(crate::BenchError::Usage(what.to_owned()));
-        if !(17..=1000).contains(&self.payload) {
-            return wrong("--payload: from 17 (the time of the message) to 1000 bytes");
-        }
-        if !(0.0..=1.0).contains(&self.group_share) {
-            return wrong("--group-share: from 0 to 1");
-        }
-        if self.group_share > 0.0 && self.groups == 0 {
-            return wrong("--group-share needs --groups");
-        }
-        if self.groups > 0 && !(2..=self.connections).contains(&self.group_size) {
-            return wrong("--group-size: from 2 to the number of connections");
-        }
+    pub fn check(&self) -> Result<(), BenchError> {
+        let wrong = |what: &str| Err(BenchError::Usage(what.to_owned()));
         if self.connections < 2 || self.connections >= 1 << 24 {
             return wrong("--connections: from 2 to 16,777,215");
         }
         if self.threads == 0 || self.threads > self.connections / 2 {
             return wrong("--threads: at least 1, and two connections for each");
         }
+        if self.connect_inflight < self.threads {
+            return wrong("--connect-inflight: at least one for each of --threads");
+        }
+        if !(14..=64).contains(&self.user_bytes) || !(1..=64).contains(&self.device_bytes) {
+            return wrong("--user-bytes: from 14 to 64; --device-bytes: from 1 to 64");
+        }
+        if self.heartbeat_every.is_zero() {
+            return wrong("--heartbeat-every: more than nothing, or --heartbeat none");
+        }
         Ok(())
     }
+}
+
+/// Arguments by the names of their flags, for the result.
+pub fn parameters(args: &[&dyn ErasedArgs]) -> BTreeMap<String, serde_json::Value> {
+    args.iter().flat_map(|args| args.flags()).collect()
+}
+
+/// Arguments that can be listed.
+pub trait ErasedArgs {
+    /// Value by flag.
+    fn flags(&self) -> BTreeMap<String, serde_json::Value>;
+}
+
+impl<T: Serialize> ErasedArgs for T {
+    fn flags(&self) -> BTreeMap<String, serde_json::Value> {
+        let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(self) else {
+            return BTreeMap::new();
+        };
+        let told = fields.into_iter().filter(|(_, value)| !value.is_null());
+        told.map(|(name, value)| (name.replace('_', "-"), value))
+            .collect()
+    }
+}
+
+/// A duration in a result's parameters: seconds.
+pub fn seconds<S: serde::Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_f64(duration.as_secs_f64())
 }
 
 /// `300ms`, `10s`, `2m`, `1h`.
@@ -163,6 +231,17 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|e| format!("{text:?}: {e}"))
 }
 
+/// `5000` or `5000/s`: how many in a second.
+pub fn parse_rate(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix("/s").unwrap_or(text);
+    match number.parse() {
+        Ok(rate) if rate > 0.0 && f64::is_finite(rate) => Ok(rate),
+        _ => Err(format!(
+            "{text:?}: a number above zero, as in 5000 or 5000/s"
+        )),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,5 +253,13 @@ mod tests {
         assert!(parse_duration("10").is_err());
         assert!(parse_duration("-1s").is_err());
         assert!(parse_duration("s").is_err());
+    }
+
+    #[test]
+    fn rates_are_in_a_second() {
+        assert_eq!(parse_rate("5000/s"), Ok(5_000.0));
+        assert_eq!(parse_rate("0.5"), Ok(0.5));
+        assert!(parse_rate("0").is_err());
+        assert!(parse_rate("5/m").is_err());
     }
 }

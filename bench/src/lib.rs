@@ -6,21 +6,23 @@
 //! (no coordinated omission).
 //!
 //! # Layout
-//! - [`args`]: the command line of `trunkline bench`
-//! - [`chat`]: the scenario: connect, settle, load, drain
-//! - [`worker`]: one generator thread: a driver and its clients
-//! - [`wire`]: the client's side of the WebSocket and of delimited frames
-//! - [`target`]: the server under load: found or started, its tokens, groups, CPU and memory
-//! - [`report`]: the typed result of `chat`, as text and JSON
+//! - [`args`]: the command line of `trunkline bench`, what several scenarios share of it
+//! - [`scenario`]: the scenarios on chat clients
+//! - [`fleet`]: the chat clients, up to millions
+//! - [`target`]: the server under load: found or started, its groups, its own view of itself
+//! - [`probe`]: CPU and memory, of processes and of the kernel
+//! - [`progress`]: how a run tells what it is doing
 //! - [`result`]: the typed result of a run, the same for every scenario
+//! - [`output`]: what becomes of it
 
 pub mod args;
-pub mod chat;
-pub mod report;
+pub mod fleet;
+pub mod output;
+pub mod probe;
+pub mod progress;
 pub mod result;
+pub mod scenario;
 pub mod target;
-pub mod wire;
-pub mod worker;
 
 /// Why a run gave no result.
 #[derive(Debug, thiserror::Error)]

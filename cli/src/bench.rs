@@ -1,8 +1,11 @@
-//! `trunkline bench`: runs a scenario, prints what it measured, keeps it as JSON.
+//! `trunkline bench`: runs a scenario, prints what it measured, keeps it as asked.
 
 use clap::{ArgMatches, FromArgMatches as _};
-use trunkline_bench::BenchError;
-use trunkline_bench::args::BenchCommand;
+use trunkline_bench::args::{BenchCommand, OutputArgs};
+use trunkline_bench::progress::Lines;
+use trunkline_bench::result::RunResult;
+use trunkline_bench::scenario::{connect, idle};
+use trunkline_bench::{BenchError, output};
 
 use crate::exit::Failure;
 
@@ -12,19 +15,22 @@ pub fn run(matches: &ArgMatches) -> Result<String, Failure> {
     if let Err(error) = trunkline_edge::ring::raise_nofile() {
         eprintln!("trunkline: the limit on open files stays as it is: {error}");
     }
+    let progress = Lines::new();
     match command {
-        BenchCommand::Chat(args) => {
-            let report = trunkline_bench::chat::run(&args).map_err(|e| match e {
-                BenchError::Usage(message) => Failure::configuration("bench chat", message),
-                other => Failure::Runtime(other.to_string()),
-            })?;
-            if let Some(path) = &args.json {
-                let text = serde_json::to_vec_pretty(&report)
-                    .map_err(|e| Failure::Runtime(e.to_string()))?;
-                std::fs::write(path, text)
-                    .map_err(|e| Failure::Runtime(format!("{}: {e}", path.display())))?;
-            }
-            Ok(report.to_string())
-        }
+        BenchCommand::Connect(args) => finish(connect::run(&args, &progress), &args.output),
+        BenchCommand::Idle(args) => finish(idle::run(&args, &progress), &args.output),
+    }
+}
+
+fn finish(run: Result<RunResult, BenchError>, args: &OutputArgs) -> Result<String, Failure> {
+    let mut run = run.map_err(failure)?;
+    output::finish(&mut run, args).map_err(failure)?;
+    Ok(run.to_string())
+}
+
+fn failure(error: BenchError) -> Failure {
+    match error {
+        BenchError::Usage(message) => Failure::configuration("bench", message),
+        other => Failure::Runtime(other.to_string()),
     }
 }
