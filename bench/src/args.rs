@@ -9,8 +9,14 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::BenchError;
+use crate::scenario::chat::ChatArgs;
 use crate::scenario::connect::ConnectArgs;
+use crate::scenario::drain::DrainArgs;
+use crate::scenario::fanout::FanoutArgs;
 use crate::scenario::idle::IdleArgs;
+use crate::scenario::slow::SlowArgs;
+use crate::scenario::soak::SoakArgs;
+use crate::scenario::storm::StormArgs;
 
 /// Scenarios.
 #[derive(Clone, Debug, Subcommand)]
@@ -19,6 +25,18 @@ pub enum BenchCommand {
     Connect(Box<ConnectArgs>),
     /// Hold idle sessions: memory, and the cost of their signs of life
     Idle(Box<IdleArgs>),
+    /// Chat at a given rate, 1:1 and in groups, and see that everybody sees everything
+    Chat(Box<ChatArgs>),
+    /// Messages to groups whose members are all online: what a delivery costs
+    Fanout(Box<FanoutArgs>),
+    /// Kill an edge: how long until all its clients are on another one, and what the others feel
+    Storm(Box<StormArgs>),
+    /// Members that stop reading, and clients that fall silent
+    Slow(Box<SlowArgs>),
+    /// Chat for long while clients come and go, and watch memory
+    Soak(Box<SoakArgs>),
+    /// End an edge in order, with its clients on it
+    Drain(Box<DrainArgs>),
 }
 
 /// Where the result goes.

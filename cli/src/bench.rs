@@ -4,7 +4,7 @@ use clap::{ArgMatches, FromArgMatches as _};
 use trunkline_bench::args::{BenchCommand, OutputArgs};
 use trunkline_bench::progress::Lines;
 use trunkline_bench::result::RunResult;
-use trunkline_bench::scenario::{connect, idle};
+use trunkline_bench::scenario::{chat, connect, drain, fanout, idle, slow, soak, storm};
 use trunkline_bench::{BenchError, output};
 
 use crate::exit::Failure;
@@ -19,6 +19,12 @@ pub fn run(matches: &ArgMatches) -> Result<String, Failure> {
     match command {
         BenchCommand::Connect(args) => finish(connect::run(&args, &progress), &args.output),
         BenchCommand::Idle(args) => finish(idle::run(&args, &progress), &args.output),
+        BenchCommand::Chat(args) => finish(chat::run(&args, &progress), &args.output),
+        BenchCommand::Fanout(args) => finish(fanout::run(&args, &progress), &args.output),
+        BenchCommand::Storm(args) => finish(storm::run(&args, &progress), &args.output),
+        BenchCommand::Slow(args) => finish(slow::run(&args, &progress), &args.output),
+        BenchCommand::Soak(args) => finish(soak::run(&args, &progress), &args.output),
+        BenchCommand::Drain(args) => finish(drain::run(&args, &progress), &args.output),
     }
 }
 

@@ -227,6 +227,11 @@ impl Crowd {
         }
     }
 
+    /// Has a client not come back once its connection ends.
+    pub fn stay_away(&mut self, client: u32) {
+        self.clients[client as usize].flags |= flag::STAYS_AWAY;
+    }
+
     /// Has a client that is up leave at `at`, and come back at once.
     pub fn move_at(&mut self, client: u32, at: u64) {
         self.clients[client as usize].flags |= flag::LEAVES;

@@ -8,6 +8,8 @@
 //! - [`crowd`]: what each client of a worker is doing
 //! - [`worker`]: a worker's loop: its driver's events, its clients' times
 //! - [`wire`]: frames
+//! - [`talk`]: clients that talk, and check with their [`ledger`] that they see everything
+//! - [`sleeper`]: clients that do not read
 //! - [`schedule`]: when things are due
 //! - [`tally`]: what was seen
 //! - [`backoff`]: when a client that lost its connection tries again
@@ -30,9 +32,12 @@ use crate::target::Target;
 
 pub mod backoff;
 pub mod crowd;
+pub mod ledger;
 pub mod people;
 pub mod schedule;
+pub mod sleeper;
 pub mod sources;
+pub mod talk;
 pub mod tally;
 pub mod wire;
 mod worker;
@@ -124,6 +129,8 @@ enum Order {
     Leave {
         back_at: Option<u64>,
     },
+    /// The first so many fall silent.
+    Silence(u32),
     /// Hand over the tally and begin another.
     Take(mpsc::Sender<Tally>),
     Stop,
@@ -280,6 +287,14 @@ impl Fleet {
         Ok(())
     }
 
+    /// Has the first `clients` of a fleet with one worker fall silent: no FIN, no sign of life.
+    pub fn silence(&self, clients: u32) -> Result<(), BenchError> {
+        for worker in self.workers.iter().take(1) {
+            self.order(worker, Order::Silence(clients))?;
+        }
+        Ok(())
+    }
+
     /// What all workers saw since the last call.
     pub fn take(&self) -> Result<Tally, BenchError> {
         let (sender, tallies) = mpsc::channel();
@@ -303,6 +318,11 @@ impl Fleet {
         let why = self.shared.first_failure();
         let why = why.unwrap_or_else(|| "its error follows when the run ends".to_owned());
         BenchError::Server(format!("a generator thread ended: {why}"))
+    }
+
+    /// Generator threads.
+    pub fn workers(&self) -> u32 {
+        self.workers.len() as u32
     }
 
     /// Waits until `done` says so. It is asked some hundred times a second, at most `patience`.

@@ -74,6 +74,16 @@ impl Tally {
         self.counts.get(name).copied().unwrap_or(0)
     }
 
+    /// An error that a scenario expected.
+    pub fn excuse(&mut self, code: &str) {
+        if let Some(n) = self.errors.get_mut(code) {
+            *n -= 1;
+            if *n == 0 {
+                self.errors.remove(code);
+            }
+        }
+    }
+
     /// One more duration of what a scenario times.
     pub fn time(&mut self, name: &'static str, ns: u64) {
         record(self.times.entry(name).or_insert_with(histogram), ns);

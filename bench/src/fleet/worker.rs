@@ -94,6 +94,11 @@ impl Worker<'_> {
                     self.ramp = Schedule::default();
                 }
                 Ok(Order::Leave { back_at }) => self.leaving = Some((0, back_at)),
+                Ok(Order::Silence(clients)) => {
+                    for client in 0..clients.min(self.crowd.len()) {
+                        self.crowd.fall_silent(client);
+                    }
+                }
                 Ok(Order::Take(sender)) => {
                     // Nobody to take it is nobody to miss it.
                     let _ = sender.send(std::mem::take(&mut self.crowd.tally));
