@@ -16,13 +16,19 @@
 //! - [`output`]: what becomes of it
 
 pub mod args;
+pub mod budget;
+pub mod catalogue;
+pub mod compare;
 pub mod fleet;
+pub mod html;
 pub mod output;
 pub mod probe;
 pub mod progress;
 pub mod result;
 pub mod scenario;
+pub mod stored;
 pub mod target;
+pub mod units;
 
 /// Why a run gave no result.
 #[derive(Debug, thiserror::Error)]
