@@ -22,6 +22,7 @@ pub mod compare;
 pub mod fleet;
 pub mod html;
 pub mod output;
+pub mod plan;
 pub mod preset;
 pub mod probe;
 pub mod progress;

@@ -22,6 +22,8 @@ struct Demo {
     server_pid: Vec<u32>,
     #[arg(long)]
     budget: Vec<String>,
+    #[arg(long)]
+    config: Option<String>,
 }
 
 fn bench() -> Command {
