@@ -107,42 +107,35 @@ impl FromStr for Budget {
 
 /// The figure's name, if some scenario has it.
 fn known(figure: &str) -> Result<String, String> {
-    let unknown = |what: &str, name: &str, names: Vec<&str>| {
-        let near = catalogue::nearest(name, names);
-        let cure = match near.len() {
-            0 => "`trunkline bench figures` lists them".to_owned(),
-            _ => format!("did you mean {}?", near.join(" or ")),
-        };
-        Err(format!("no scenario has the {what} {name:?}: {cure}"))
-    };
-    let Some((distribution, field)) = figure.split_once('.') else {
-        if catalogue::is_metric(figure) {
-            return Ok(figure.to_owned());
+    if catalogue::is_metric(figure) {
+        return Ok(figure.to_owned());
+    }
+    let distributions = catalogue::latencies();
+    let (what, name, names) = match figure.split_once('.') {
+        Some((distribution, field)) if distributions.contains(&distribution) => {
+            if LATENCY_FIELDS.contains(&field) {
+                return Ok(figure.to_owned());
+            }
+            let fields = LATENCY_FIELDS.map(str::to_owned).to_vec();
+            ("field of a distribution", field, fields)
         }
-        let mut names = catalogue::metrics();
-        let fields: Vec<_> = catalogue::latencies()
-            .into_iter()
-            .flat_map(|l| LATENCY_FIELDS.map(|f| format!("{l}.{f}")))
-            .collect();
-        names.extend(fields.iter().map(String::as_str));
-        return unknown("figure", figure, names);
+        Some((distribution, _)) => {
+            let names = distributions.iter().map(|d| (*d).to_owned());
+            ("distribution", distribution, names.collect())
+        }
+        None => {
+            let mut names = catalogue::metrics();
+            let fields = |d: &&str| LATENCY_FIELDS.map(|f| format!("{d}.{f}"));
+            names.extend(distributions.iter().flat_map(fields));
+            ("figure", figure, names)
+        }
     };
-    if !catalogue::latencies().contains(&distribution) {
-        return unknown("distribution", distribution, catalogue::latencies());
-    }
-    if !LATENCY_FIELDS.contains(&field) {
-        let near = catalogue::nearest(field, LATENCY_FIELDS.to_vec());
-        let near = if near.is_empty() {
-            LATENCY_FIELDS.to_vec()
-        } else {
-            near
-        };
-        return Err(format!(
-            "{distribution} has no {field:?}: did you mean {}?",
-            near.join(" or ")
-        ));
-    }
-    Ok(figure.to_owned())
+    let near = catalogue::nearest(name, names);
+    let cure = match near.len() {
+        0 => "`trunkline bench figures` lists them".to_owned(),
+        _ => format!("did you mean {}?", near.join(" or ")),
+    };
+    Err(format!("no scenario has the {what} {name:?}: {cure}"))
 }
 
 /// Judges `run` by `budgets`; what came out stands in `run.budgets`.
@@ -162,9 +155,10 @@ pub fn judge(run: &mut RunResult, budgets: &[Budget]) {
 
 /// A figure of a run by the name that budgets use.
 pub fn figure(run: &RunResult, name: &str) -> Option<f64> {
-    let Some((distribution, field)) = name.split_once('.') else {
-        return run.metrics.get(name).map(|m| m.value);
-    };
+    if let Some(metric) = run.metrics.get(name) {
+        return Some(metric.value);
+    }
+    let (distribution, field) = name.split_once('.')?;
     let l = run.latencies.get(distribution)?;
     Some(match field {
         "count" => l.count as f64,
@@ -192,6 +186,7 @@ mod tests {
         histogram.record_n(20_000_000, 100).unwrap();
         let mut run = RunResult::begin("chat", BTreeMap::new());
         run.metric("server_cpu_per_message", 10.0, "us", Better::Lower);
+        run.metric("thread_cpu.core/engine", 50.0, "percent_of_core", Better::Lower);
         run.latency("ack", &histogram);
         run
     }
@@ -215,6 +210,7 @@ mod tests {
             ("ack.p99_ms<=25", true),
             ("ack.max_ms<=19", false),
             ("ack.count>=1_00", true),
+            ("thread_cpu.core/engine<=50", true),
         ] {
             assert_eq!(kept(budget), is_kept, "{budget}");
         }
@@ -236,7 +232,7 @@ mod tests {
         assert!(error("connect_rate<=").contains("is no number"));
         assert!(error("connect_rate<=inf").contains("is no number"));
         assert!(error("server_cpu_per_mesage<=1").contains("did you mean server_cpu_per_message"));
-        assert!(error("ack.p99<=1").contains("did you mean p99_ms"));
+        assert!(error("ack.p99<=1").contains("did you mean p99"));
         assert!(error("akc.p99_ms<=1").contains("did you mean ack"));
         assert!(error("p<=1").contains("trunkline bench figures"));
     }

@@ -61,8 +61,8 @@ pub fn facts(
             &["edge_cpu_us_per_session", "server_cpu_us_per_session"],
             CONNECT,
         ),
-        message("edge_message_us", &|s| metric(s, "edge_cpu_us_per_message")),
-        message("core_message_us", &|s| metric(s, "core_cpu_us_per_message")),
+        message("edge_message_us", &|s| each_message(s, "edge")),
+        message("core_message_us", &|s| each_message(s, "core")),
         // Percent of a core over messages a second.
         message("engine_message_us", &|s| {
             Some(metric(s, "thread_cpu.core/engine")? * 1e4 / metric(s, MESSAGES)?)
@@ -86,13 +86,21 @@ const IDLE: &str = "trunkline bench idle --spawn --connections 15000 --json …"
 const CONNECT: &str = "trunkline bench connect --spawn-two --connections 15000 --json …";
 const CHAT: &str = "trunkline bench chat --spawn-two --connections 1000 --rate 30000 --json …";
 /// Messages acknowledged in a second, by `chat`.
-pub const MESSAGES: &str = "ack_rate";
+pub const MESSAGES: &str = "acked_rate";
 /// Deliveries in a second, by `chat`.
 pub const DELIVERIES: &str = "delivery_rate";
 
 fn metric(stored: &Stored, name: &str) -> Option<f64> {
     let value = stored.run.metrics.get(name)?.value;
     value.is_finite().then_some(value)
+}
+
+/// CPU of a process for each message; where a scenario counts by deliveries, of all of a message's.
+fn each_message(stored: &Stored, process: &str) -> Option<f64> {
+    metric(stored, &format!("{process}_cpu_us_per_message")).or_else(|| {
+        let ns = metric(stored, &format!("{process}_cpu_ns_per_delivery"))?;
+        Some(ns / 1e3 * metric(stored, DELIVERIES)? / metric(stored, MESSAGES)?)
+    })
 }
 
 /// The highest value of the first of `figures` that some result has.

@@ -208,6 +208,18 @@ fn a_fan_out_lies_between_runs_or_is_refused() {
     assert!(source.contains("chat.json (fan-out 1.0) and group.json (fan-out 11.0)"));
     assert_eq!(edge_us(&some, "10.8").unwrap().0, 60.0);
     assert!(edge_us(&some, "600").is_err());
+    // Counted by deliveries: 600 of 5 µs.
+    some.push(stored(
+        "fanout",
+        &[
+            (MESSAGES, 10.0),
+            (DELIVERIES, 6_000.0),
+            ("edge_cpu_ns_per_delivery", 5_000.0),
+            ("core_cpu_ns_per_delivery", 10.0),
+            ("thread_cpu.core/engine", 1.0),
+        ],
+    ));
+    assert_eq!(edge_us(&some, "600").unwrap().0, 3_000.0);
 }
 
 #[test]
