@@ -9,6 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::BenchError;
+use crate::echo::args::{EchoArgs, FloorArgs, FloorServerArgs, PairsArgs};
 use crate::scenario::chat::ChatArgs;
 use crate::scenario::connect::ConnectArgs;
 use crate::scenario::drain::DrainArgs;
@@ -37,6 +38,15 @@ pub enum BenchCommand {
     Soak(Box<SoakArgs>),
     /// End an edge in order, with its clients on it
     Drain(Box<DrainArgs>),
+    /// Messages to a server that sends them back, ours or any other: CPU time and latency of each
+    Echo(Box<EchoArgs>),
+    /// The same against a bare socket loop: what the kernel alone costs
+    Floor(Box<FloorArgs>),
+    /// The server that `floor` starts
+    #[command(hide = true)]
+    FloorServer(FloorServerArgs),
+    /// Several servers in turn under the same load: medians and ratios
+    Pairs(Box<PairsArgs>),
 }
 
 /// Where the result goes.

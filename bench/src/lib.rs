@@ -8,6 +8,7 @@
 //! # Layout
 //! - [`args`]: the command line of `trunkline bench`, what several scenarios share of it
 //! - [`scenario`]: the scenarios on chat clients
+//! - [`echo`], [`floor`]: the socket path compared with the kernel's price and with other servers
 //! - [`fleet`]: the chat clients, up to millions
 //! - [`target`]: the server under load: found or started, its groups, its own view of itself
 //! - [`probe`]: CPU and memory, of processes and of the kernel
@@ -19,7 +20,9 @@ pub mod args;
 pub mod budget;
 pub mod catalogue;
 pub mod compare;
+pub mod echo;
 pub mod fleet;
+pub mod floor;
 pub mod html;
 pub mod output;
 pub mod plan;

@@ -2,10 +2,11 @@
 
 use clap::{ArgMatches, FromArgMatches as _};
 use trunkline_bench::args::{BenchCommand, OutputArgs};
+use trunkline_bench::echo::{self, pairs};
 use trunkline_bench::progress::Lines;
 use trunkline_bench::result::RunResult;
 use trunkline_bench::scenario::{chat, connect, drain, fanout, idle, slow, soak, storm};
-use trunkline_bench::{BenchError, output};
+use trunkline_bench::{BenchError, floor, output};
 
 use crate::exit::Failure;
 
@@ -25,6 +26,12 @@ pub fn run(matches: &ArgMatches) -> Result<String, Failure> {
         BenchCommand::Slow(args) => finish(slow::run(&args, &progress), &args.output),
         BenchCommand::Soak(args) => finish(soak::run(&args, &progress), &args.output),
         BenchCommand::Drain(args) => finish(drain::run(&args, &progress), &args.output),
+        BenchCommand::Echo(args) => finish(echo::run(&args, &progress), &args.output),
+        BenchCommand::Floor(args) => finish(echo::run_floor(&args, &progress), &args.output),
+        BenchCommand::FloorServer(args) => floor::run_server(&args)
+            .map(|()| String::new())
+            .map_err(failure),
+        BenchCommand::Pairs(args) => finish(pairs::run(&args, &progress), &args.output),
     }
 }
 
