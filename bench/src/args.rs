@@ -10,6 +10,8 @@ use serde::Serialize;
 
 use crate::BenchError;
 use crate::echo::args::{EchoArgs, FloorArgs, FloorServerArgs, PairsArgs};
+use crate::budget::Budget;
+use crate::plan::args::PlanArgs;
 use crate::scenario::chat::ChatArgs;
 use crate::scenario::connect::ConnectArgs;
 use crate::scenario::drain::DrainArgs;
@@ -18,6 +20,7 @@ use crate::scenario::idle::IdleArgs;
 use crate::scenario::slow::SlowArgs;
 use crate::scenario::soak::SoakArgs;
 use crate::scenario::storm::StormArgs;
+use crate::tools::{CompareArgs, ExampleArgs, ReportArgs, RunArgs};
 
 /// Scenarios.
 #[derive(Clone, Debug, Subcommand)]
@@ -47,6 +50,18 @@ pub enum BenchCommand {
     FloorServer(FloorServerArgs),
     /// Several servers in turn under the same load: medians and ratios
     Pairs(Box<PairsArgs>),
+    /// Run the scenario that a file describes
+    Run(RunArgs),
+    /// Print a commented scenario file with all parameters and their defaults
+    Example(ExampleArgs),
+    /// Make the page of a stored result
+    Report(ReportArgs),
+    /// Compare stored results: what became better, worse, or stayed
+    Compare(Box<CompareArgs>),
+    /// Plan a fleet from stored results
+    Plan(Box<PlanArgs>),
+    /// List the figures of all scenarios and what they mean
+    Figures,
 }
 
 /// Where the result goes.
@@ -61,7 +76,13 @@ pub struct OutputArgs {
     pub html: Option<PathBuf>,
     /// A limit on a figure, such as `user_bytes_per_session<=400`; may be given several times
     #[arg(long, value_name = "EXPR")]
-    pub budget: Vec<String>,
+    pub budget: Vec<Budget>,
+    /// Say nothing of the progress
+    #[arg(long)]
+    pub quiet: bool,
+    /// Take parameters from this scenario file; flags that are typed replace them
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 /// The server under load.

@@ -186,7 +186,12 @@ mod tests {
         histogram.record_n(20_000_000, 100).unwrap();
         let mut run = RunResult::begin("chat", BTreeMap::new());
         run.metric("server_cpu_per_message", 10.0, "us", Better::Lower);
-        run.metric("thread_cpu.core/engine", 50.0, "percent_of_core", Better::Lower);
+        run.metric(
+            "thread_cpu.core/engine",
+            50.0,
+            "percent_of_core",
+            Better::Lower,
+        );
         run.latency("ack", &histogram);
         run
     }

@@ -1,8 +1,8 @@
 //! What every figure of every scenario means, by name: one list for budgets, pages and documentation.
 //!
 //! Invariants: a scenario brings no figure that is not here (a run of some of them in the tests says
-//! so); no name has two meanings. In a name here `PROCESS` stands for a process of the server (`server`,
-//! `edge`, `core`), `*` for anything.
+//! so); no name has two meanings. In a name here `PROCESS` stands for `server` (all its processes) or
+//! one of them (`serve`, `edge`, `core`), `*` for anything.
 //!
 //! Called by [`crate::budget`], by the pages, and by `trunkline bench figures`.
 
@@ -13,88 +13,244 @@ type Entry = (&'static str, &'static str);
 
 /// Single figures.
 const METRICS: &[Entry] = &[
-    ("PROCESS_cpu", "CPU of a process of the server while it was measured"),
-    ("PROCESS_cpu_ns_per_delivery", "CPU time of a process for each delivery"),
-    ("PROCESS_cpu_ns_per_heartbeat", "CPU time of a process for each sign of life of a client"),
-    ("PROCESS_cpu_us_per_drained_session", "CPU time of a process for each session that was told to leave"),
-    ("PROCESS_cpu_us_per_message", "CPU time of a process for each acknowledged message"),
-    ("PROCESS_cpu_us_per_session", "CPU time of a process for each session that came up"),
-    ("PROCESS_cpu_us_per_storm_session", "CPU time of a process for each session that came back in the storm"),
-    ("PROCESS_tables_bytes_per_session", "What an edge says that its own tables cost for each session"),
+    (
+        "PROCESS_cpu",
+        "CPU of a process of the server while it was measured",
+    ),
+    (
+        "PROCESS_cpu_ns_per_delivery",
+        "CPU time of a process for each delivery",
+    ),
+    (
+        "PROCESS_cpu_ns_per_heartbeat",
+        "CPU time of a process for each sign of life of a client",
+    ),
+    (
+        "PROCESS_cpu_us_per_drained_session",
+        "CPU time of a process for each session that was told to leave",
+    ),
+    (
+        "PROCESS_cpu_us_per_message",
+        "CPU time of a process for each acknowledged message",
+    ),
+    (
+        "PROCESS_cpu_us_per_session",
+        "CPU time of a process for each session that came up",
+    ),
+    (
+        "PROCESS_cpu_us_per_storm_session",
+        "CPU time of a process for each session that came back in the storm",
+    ),
+    (
+        "PROCESS_tables_bytes_per_session",
+        "What an edge says that its own tables cost for each session",
+    ),
     ("acked_rate", "Messages stored and acknowledged"),
-    ("anonymous_bytes_per_session", "Anonymous memory of the server for each further session"),
+    (
+        "anonymous_bytes_per_session",
+        "Anonymous memory of the server for each further session",
+    ),
     ("away", "Clients that were away when they were due to send"),
-    ("calm_p99_ratio", "p99 of the acks of those outside the storm, during it to before it"),
+    (
+        "calm_p99_ratio",
+        "p99 of the acks of those outside the storm, during it to before it",
+    ),
     ("clean", "Sessions that left when they were told to"),
-    ("connect_rate", "Sessions established, from the first dial to the last `connected`"),
+    (
+        "connect_rate",
+        "Sessions established, from the first dial to the last `connected`",
+    ),
     ("connections", "Connections of the generator"),
     ("conversations", "Conversations in which messages were sent"),
-    ("conversations_not_whole", "Conversations whose readers did not get what was sent"),
+    (
+        "conversations_not_whole",
+        "Conversations whose readers did not get what was sent",
+    ),
     ("delivered", "Deliveries that arrived"),
     ("delivery_rate", "Deliveries that arrived in a second"),
-    ("fetched", "Messages that clients fetched after they had been away"),
-    ("forced", "Sessions that the server ended when its time for draining was over"),
-    ("generator_bytes_per_client", "Memory of the generator for each further client"),
-    ("generator_cpu", "CPU of the generator while it was measured: near 100 % for each of its threads it is the bottleneck"),
-    ("generator_cpu_ns_per_*", "CPU time of the generator for each operation"),
-    ("generator_cpu_per_*", "CPU time of the generator for each operation"),
-    ("generator_cpu_us_per_*", "CPU time of the generator for each operation"),
+    (
+        "fetched",
+        "Messages that clients fetched after they had been away",
+    ),
+    (
+        "forced",
+        "Sessions that the server ended when its time for draining was over",
+    ),
+    (
+        "generator_bytes_per_client",
+        "Memory of the generator for each further client",
+    ),
+    (
+        "generator_cpu",
+        "CPU of the generator while it was measured: near 100 % for each of its threads it is the bottleneck",
+    ),
+    (
+        "generator_cpu_ns_per_*",
+        "CPU time of the generator for each operation",
+    ),
+    (
+        "generator_cpu_per_*",
+        "CPU time of the generator for each operation",
+    ),
+    (
+        "generator_cpu_us_per_*",
+        "CPU time of the generator for each operation",
+    ),
     ("half_open_first", "When the first dead socket was found"),
     ("half_open_found", "Dead sockets that the server found"),
     ("half_open_last", "When the last dead socket was found"),
     ("heartbeat_rate", "Signs of life of all clients together"),
-    ("kernel_bytes_per_session", "Kernel memory of the server's end of each further session"),
+    (
+        "kernel_bytes_per_session",
+        "Kernel memory of the server's end of each further session",
+    ),
     ("left", "Clients that left and came back"),
-    ("memory_growth", "Growth of the server's memory over the run"),
+    (
+        "memory_growth",
+        "Growth of the server's memory over the run",
+    ),
     ("missed_messages", "Messages written to those who were away"),
-    ("missed_messages_seen", "Messages of those that their reader got after coming back"),
-    ("outboxes_max", "What the server kept for slow readers, at most"),
-    ("p99_ratio", "p99 of deliveries to those who read, with slow readers beside them to without"),
+    (
+        "missed_messages_seen",
+        "Messages of those that their reader got after coming back",
+    ),
+    (
+        "outboxes_max",
+        "What the server kept for slow readers, at most",
+    ),
+    (
+        "p99_ratio",
+        "p99 of deliveries to those who read, with slow readers beside them to without",
+    ),
     ("published", "Messages published to groups"),
     ("rate", "Messages answered in a second"),
     ("refused_connects", "Connects that the server refused"),
-    ("refused_connects.*", "Connects that the server refused, by HTTP status"),
+    (
+        "refused_connects.*",
+        "Connects that the server refused, by HTTP status",
+    ),
     ("seconds_to_all", "Until the last session was up"),
     ("seconds_to_empty", "Until the drained process had ended"),
-    ("seconds_to_synced", "Until the last client had what it missed"),
+    (
+        "seconds_to_synced",
+        "Until the last client had what it missed",
+    ),
     ("sent", "Messages sent"),
-    ("server_cpu_per_delivery", "CPU time of the server for each delivery"),
-    ("server_cpu_per_handshake", "CPU time of the server for each connection made"),
-    ("server_cpu_per_message", "CPU time of the server for each answered message"),
-    ("server_memory", "Resident memory of the server with all sessions"),
-    ("server_memory_grown", "What the server's memory grew by while readers were slow"),
-    ("server_memory_per_connection", "Resident memory of the server for each connection"),
+    (
+        "server_cpu_per_delivery",
+        "CPU time of the server for each delivery",
+    ),
+    (
+        "server_cpu_per_handshake",
+        "CPU time of the server for each connection made",
+    ),
+    (
+        "server_cpu_per_message",
+        "CPU time of the server for each answered message",
+    ),
+    (
+        "server_memory",
+        "Resident memory of the server with all sessions",
+    ),
+    (
+        "server_memory_grown",
+        "What the server's memory grew by while readers were slow",
+    ),
+    (
+        "server_memory_per_connection",
+        "Resident memory of the server for each connection",
+    ),
     ("sessions", "Sessions that were up"),
-    ("sessions_after", "Sessions that were up on the other edges afterwards"),
+    (
+        "sessions_after",
+        "Sessions that were up on the other edges afterwards",
+    ),
     ("slow_clients", "Clients that did not read"),
-    ("slow_clients_ended", "Clients that did not read and were ended for it"),
-    ("storm_connect_rate", "Sessions established when all came back at once"),
-    ("storm_seconds_to_all", "Until the last session was up again"),
+    (
+        "slow_clients_ended",
+        "Clients that did not read and were ended for it",
+    ),
+    (
+        "storm_connect_rate",
+        "Sessions established when all came back at once",
+    ),
+    (
+        "storm_seconds_to_all",
+        "Until the last session was up again",
+    ),
     ("synced", "Clients that had what they missed"),
-    ("thread_cpu.*", "CPU of one thread of the server, by process and thread"),
+    (
+        "thread_cpu.*",
+        "CPU of one thread of the server, by process and thread",
+    ),
     ("told_to_leave", "Sessions that were told to leave"),
-    ("unanswered", "Messages without an ack when the wait for them was over"),
-    ("user_bytes_per_session", "Resident memory of the server's processes for each further session"),
-    ("wrong_deliveries", "Deliveries that came twice, out of order, or after a gap"),
+    (
+        "unanswered",
+        "Messages without an ack when the wait for them was over",
+    ),
+    (
+        "user_bytes_per_session",
+        "Resident memory of the server's processes for each further session",
+    ),
+    (
+        "wrong_deliveries",
+        "Deliveries that came twice, out of order, or after a gap",
+    ),
 ];
 
 /// Distributions.
 const LATENCIES: &[Entry] = &[
     ("ack", "From the moment a message was due to its ack"),
-    ("calm_ack_before", "Acks of those outside the storm, before it"),
-    ("calm_ack_during", "Acks of those outside the storm, during it"),
-    ("connect", "From the moment a connect was due to `connected`"),
-    ("delivery", "From the moment a message was due to its delivery"),
-    ("delivery_before", "Deliveries to those who read, before others stopped reading"),
-    ("delivery_during", "Deliveries to those who read, while others did not"),
+    (
+        "calm_ack_before",
+        "Acks of those outside the storm, before it",
+    ),
+    (
+        "calm_ack_during",
+        "Acks of those outside the storm, during it",
+    ),
+    (
+        "connect",
+        "From the moment a connect was due to `connected`",
+    ),
+    (
+        "delivery",
+        "From the moment a message was due to its delivery",
+    ),
+    (
+        "delivery_before",
+        "Deliveries to those who read, before others stopped reading",
+    ),
+    (
+        "delivery_during",
+        "Deliveries to those who read, while others did not",
+    ),
     ("echo", "From the moment a message was due to its echo"),
-    ("half_open_found_after", "From a peer's silent death to its discovery"),
-    ("last_delivery", "From the moment a message was due to its last delivery"),
-    ("moved", "From the moment a drained session was due elsewhere to `connected`"),
-    ("reconnect", "From the moment a client was due back to `connected`"),
+    (
+        "half_open_found_after",
+        "From a peer's silent death to its discovery",
+    ),
+    (
+        "last_delivery",
+        "From the moment a message was due to its last delivery",
+    ),
+    (
+        "moved",
+        "From the moment a drained session was due elsewhere to `connected`",
+    ),
+    (
+        "reconnect",
+        "From the moment a client was due back to `connected`",
+    ),
     ("storm_connect", "From the moment of the cut to `connected`"),
-    ("storm_synced", "From the moment of the cut to having what was missed"),
-    ("told_to_wait", "The delay that drained sessions were told to reconnect after"),
+    (
+        "storm_synced",
+        "From the moment of the cut to having what was missed",
+    ),
+    (
+        "told_to_wait",
+        "The delay that drained sessions were told to reconnect after",
+    ),
 ];
 
 /// Scenarios that compare servers put the name of one, or of two, in front.
@@ -111,7 +267,7 @@ const COMPARED: [&str; 6] = [
 const ALIKE_MIN: f64 = 0.75;
 const SUGGESTED_MAX: usize = 3;
 /// First words of the names of the server's processes.
-const PROCESSES: [&str; 3] = ["server", "edge", "core"];
+const PROCESSES: [&str; 4] = ["server", "serve", "edge", "core"];
 
 /// Names of all single figures, without those that stand for many.
 pub fn metrics() -> Vec<String> {
@@ -173,7 +329,10 @@ pub fn text() -> String {
         }
     }
     let fields = crate::budget::LATENCY_FIELDS.join(", ");
-    let _ = writeln!(out, "PROCESS is server, edge or core; * is anything.");
+    let _ = writeln!(
+        out,
+        "PROCESS is server (all of them), serve, edge or core; * is anything."
+    );
     let _ = writeln!(out, "Of a distribution, as in ack.p99_ms: {fields}.");
     out
 }
@@ -231,7 +390,12 @@ mod tests {
         ] {
             assert!(is_metric(name), "{name}");
         }
-        for name in ["hedge_cpu", "edge_cpu_us_per_massage", "PROCESS_cpu", "uring.fun"] {
+        for name in [
+            "hedge_cpu",
+            "edge_cpu_us_per_massage",
+            "PROCESS_cpu",
+            "uring.fun",
+        ] {
             assert!(!is_metric(name), "{name}");
         }
         let about = about("core_cpu_us_per_message");

@@ -15,6 +15,11 @@
 //! - [`progress`]: how a run tells what it is doing
 //! - [`result`]: the typed result of a run, the same for every scenario
 //! - [`output`]: what becomes of it
+//! - [`preset`]: scenario files, turned into the command line
+//! - [`catalogue`], [`budget`]: what the figures mean, and limits on them
+//! - [`html`], [`compare`], [`plan`]: a result as a page, against another, and as a fleet
+//! - [`tools`]: the subcommands that run no scenario; [`stored`], [`units`]: what they read and how
+//!   figures are written
 
 pub mod args;
 pub mod budget;
@@ -33,6 +38,7 @@ pub mod result;
 pub mod scenario;
 pub mod stored;
 pub mod target;
+pub mod tools;
 pub mod units;
 
 /// Why a run gave no result.

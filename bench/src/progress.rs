@@ -1,5 +1,7 @@
 //! How a run tells what it is doing, while it does it. Scenarios call; the command line shows.
 
+pub mod console;
+
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 

@@ -24,6 +24,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     // 1. What was asked. clap ends with 2 on a usage error; ours is 64 like all bad configuration.
     let args = args::with_default_subcommand(std::env::args_os().collect());
+    let args = match bench::with_scenario_file(args) {
+        Ok(args) => args,
+        Err(failure) => return failure.report(),
+    };
     let matches = match args::command().try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(e) => {

@@ -14,7 +14,7 @@ use crate::units::{axis_unit, show, words};
 /// Bars of a histogram over the whole of its axis.
 const BINS: usize = 60;
 /// Series in one plot differ by at most this: a smaller one would lie on the axis.
-const SCALE_MAX: f64 = 50.0;
+const SCALE_MAX: f64 = 10.0;
 const NS_PER_MS: f64 = 1e6;
 
 /// A distribution under the name it has in the legend.

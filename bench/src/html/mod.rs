@@ -17,7 +17,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde_json::Value;
 
 use crate::catalogue;
-use crate::result::{Better, Latency, RunResult};
+use crate::result::{Better, Latency, Metric, RunResult};
 use crate::units::{show, thousands, words};
 use charts::{Named, distributions, over_time};
 
@@ -118,12 +118,14 @@ fn budgets(run: &RunResult) -> Markup {
     }
 }
 
-/// The figures that have a good direction.
+/// Whether a figure is one of those that a reader looks for first: it has a good direction and is not
+/// a part of another.
+fn is_key(name: &str, metric: &Metric) -> bool {
+    metric.better != Better::Neither && !name.starts_with("thread_cpu.")
+}
+
 fn tiles(run: &RunResult) -> Markup {
-    let judged = run
-        .metrics
-        .iter()
-        .filter(|(_, m)| m.better != Better::Neither);
+    let judged = run.metrics.iter().filter(|(name, m)| is_key(name, m));
     html! {
         h2 { "Key figures" }
         div.tiles {
@@ -203,12 +205,12 @@ fn timelines(run: &RunResult) -> Markup {
     }
 }
 
-/// Figures without a good direction.
+/// All other figures.
 fn facts(run: &RunResult) -> Markup {
     let facts: Vec<_> = run
         .metrics
         .iter()
-        .filter(|(_, m)| m.better == Better::Neither)
+        .filter(|(name, m)| !is_key(name, m))
         .map(|(name, m)| (words(name), show(m.value, &m.unit)))
         .collect();
     html! {

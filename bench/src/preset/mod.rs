@@ -317,9 +317,22 @@ fn describe(out: &mut String, arg: &Arg) {
     }
 }
 
+const COLUMNS: usize = 100;
+
 fn comment(out: &mut String, text: &str) {
     for line in text.lines() {
-        let _ = writeln!(out, "{}", format!("# {line}").trim_end());
+        let mut width = 1;
+        out.push('#');
+        for word in line.split_whitespace() {
+            if width + 1 + word.len() > COLUMNS {
+                out.push_str("\n#");
+                width = 1;
+            }
+            width += 1 + word.len();
+            out.push(' ');
+            out.push_str(word);
+        }
+        out.push('\n');
     }
 }
 
