@@ -211,6 +211,47 @@ mod tests {
         }
     }
 
+    /// `1,234` and `5.7` as numbers.
+    fn number(text: &str) -> f64 {
+        text.replace(',', "").parse().unwrap()
+    }
+
+    #[test]
+    fn the_sums_in_the_reasons_are_right_and_of_the_line_below_them() {
+        let mut sums = 0;
+        for built_in in &BUILT_IN {
+            let profile = Profile::built_in(built_in).unwrap();
+            for setting in &profile.settings {
+                let words: Vec<&str> = setting.memory.split_whitespace().collect();
+                // COUNT x SIZE bytes … = TOTAL UNIT
+                for at in
+                    (1..words.len()).filter(|&at| words[at] == "x" && words[at + 2] == "bytes")
+                {
+                    let (count, size) = (number(words[at - 1]), number(words[at + 1]));
+                    let equals = at + words[at..].iter().position(|w| *w == "=").unwrap();
+                    let total = number(words[equals + 1]);
+                    let unit = match words[equals + 2].trim_end_matches(['.', ',', ';']) {
+                        "MiB" => f64::from(1 << 20),
+                        "GiB" => f64::from(1 << 30),
+                        unit => panic!("{unit}"),
+                    };
+                    let name = format!("{}: {}: {total}", profile.name, setting.key);
+                    let off = (count * size / unit - total).abs();
+                    // Written without decimals, or with one.
+                    assert!(
+                        off <= if total.fract() == 0.0 { 0.5 } else { 0.05 },
+                        "{name}"
+                    );
+                    let values = setting.wanted.split(' ').map(|v| v.parse::<f64>().ok());
+                    let nofile = profile.nofile.map(|n| n as f64);
+                    assert!(values.chain([nofile]).any(|v| v == Some(count)), "{name}");
+                    sums += 1;
+                }
+            }
+        }
+        assert!(sums > 15, "{sums} sums found");
+    }
+
     #[test]
     fn a_file_of_ones_own_is_named_by_its_path() {
         let dir = tempfile::tempdir().unwrap();
