@@ -50,9 +50,9 @@ pub fn command() -> Command {
         .subcommand(print_command())
         .after_help(
             "Without a command it changes nothing: it looks at the kernel, limits, memory and the \
-             sysctls of a profile.\n\
+             sysctls of a profile.\n\n\
              Exit code 0: the machine can hold the target (there may be warnings). 1: something \
-             stands in the way.\n64: bad arguments.\n\n\
+             stands in the way. 64: bad arguments.\n\n\
              Profiles: dev (10,000 connections), 100k, 1m, 2m.\n\n\
              Examples:\n  \
              trunkline doctor                                is it ready for 10,000?\n  \
@@ -97,10 +97,10 @@ fn apply_command() -> Command {
         .arg(proc_flag())
         .after_help(
             "A ceiling that is higher already stays; ports reserved already stay reserved. What was \
-             there before is kept in\nthe state file, for `trunkline doctor revert`. Needs root, on \
-             the host.\n\
-             Exit code 0: it is as the profile wants. 1: nothing was changed, and it says why. 64: bad \
-             arguments.\n\n\
+             there before is kept in the state file, for `trunkline doctor revert`. Needs root, on \
+             the host.\n\n\
+             Exit code 0: it is as the profile wants. 1: it is not, and nothing was changed (or it \
+             says what could not be put back). 64: bad arguments.\n\n\
              Examples:\n  \
              trunkline doctor apply --profile 1m --dry-run\n  \
              trunkline doctor apply --profile 1m --persist\n  \
@@ -115,8 +115,8 @@ fn verify_command() -> Command {
         .arg(json_flag())
         .arg(proc_flag())
         .after_help(
-            "More of a ceiling is as good. Exit code 0: all are as wanted. 1: some differ. 64: bad \
-             arguments.\n\nExamples:\n  trunkline doctor verify --profile 1m",
+            "More of a ceiling is as good.\n\n\
+             Exit code 0: all are as wanted. 1: some differ. 64: bad arguments.\n\nExamples:\n  trunkline doctor verify --profile 1m",
         )
 }
 
@@ -132,8 +132,9 @@ fn revert_command() -> Command {
         .arg(state_flag())
         .arg(proc_flag())
         .after_help(
-            "Removes what --persist wrote, and the state file. Exit code 0: all is as it was, or \
-             nothing was applied. 1: it could not be\ndone, and it says why; nothing was changed.\n\n\
+            "Removes what --persist wrote, and the state file.\n\n\
+             Exit code 0: all is as it was, or nothing was applied. 1: it could not be done, and \
+             nothing was changed (or it says what could not be put back).\n\n\
              Examples:\n  trunkline doctor revert",
         )
 }
@@ -150,6 +151,7 @@ fn print_command() -> Command {
         )
         .arg(
             profile_flag()
+                .value_name("dev|100k|1m|2m")
                 .required_if_eq_any([("what", "sysctl"), ("what", "limits"), ("what", "systemd")])
                 .help("Of which profile"),
         )
@@ -297,6 +299,13 @@ fn apply(matches: &ArgMatches) -> Result<String, Failure> {
             let _ = writeln!(out, "They hold until the next boot; --persist keeps them.");
         }
         None => {}
+    }
+    if profile.connections.is_some() {
+        let _ = writeln!(
+            out,
+            "Limits of a process are no sysctls: trunkline doctor print systemd --profile {}",
+            profile.name
+        );
     }
     Ok(out)
 }

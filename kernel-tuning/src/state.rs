@@ -42,7 +42,9 @@ pub struct State {
 /// Why the state cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    #[error("cannot {verb} the state {path}: {error}; name another place with --state FILE")]
+    #[error(
+        "cannot {verb} the state {path}: {error}; run it as the user who applies profiles, or name another place with --state FILE"
+    )]
     Io {
         verb: &'static str,
         path: PathBuf,

@@ -363,6 +363,28 @@ fn the_file_for_the_next_boot_comes_and_goes_with_the_profile() {
 }
 
 #[test]
+fn there_is_one_file_for_the_next_boot() {
+    let machine = Machine::new();
+    let profile = machine.profile("p.conf", PROFILE);
+    let at = |name: &str| machine.dir.path().join(name);
+    for name in ["a.conf", "b.conf"] {
+        let options = Options {
+            persist: Some(at(name)),
+            ..machine.options()
+        };
+        apply(&machine.tree(), &profile, &options).unwrap();
+        assert!(at(name).exists());
+    }
+    assert!(!at("a.conf").exists(), "nothing would remove it any more");
+    // Without the wish it stays, and is remembered.
+    machine.set("fs/file-max", "150\n");
+    apply(&machine.tree(), &profile, &machine.options()).unwrap();
+    assert!(at("b.conf").exists());
+    revert(&machine.tree(), &machine.state(), false).unwrap();
+    assert!(!at("b.conf").exists());
+}
+
+#[test]
 fn where_the_file_for_the_next_boot_cannot_be_written_all_is_put_back() {
     let machine = Machine::new();
     let profile = machine.profile("p.conf", PROFILE);

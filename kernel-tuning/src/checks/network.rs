@@ -83,21 +83,27 @@ pub(super) fn conntrack(facts: &Facts, target: u64) -> Check {
     .wanting(grouped(wanted))
 }
 
+/// Packets between cores that the largest profile lets wait.
+const BACKLOG: u64 = 16_384;
+
 /// Whether bursts found a core's queue full since boot.
 pub(super) fn backlog_drops(facts: &Facts) -> Check {
     let name = "packets dropped";
+    let key = "net.core.netdev_max_backlog";
+    let wanted = match facts.sysctls.get(key).map(|v| v.parse::<u64>()) {
+        Some(Ok(now)) if now >= BACKLOG => now.saturating_mul(2),
+        _ => BACKLOG,
+    };
     match facts.backlog_drops {
         None => unknown(name),
-        Some(0) => ok(
-            name,
-            "none since boot for want of net.core.netdev_max_backlog",
-        ),
+        Some(0) => ok(name, format!("none since boot for want of {key}")),
         Some(n) => finding(
             name,
             Status::Warn,
             format!("{} since boot", grouped(n)),
-            "a burst found the queue of a core full (second column of /proc/net/softnet_stat); what was lost was sent again 200 ms later",
-            "if the number rises: sysctl -w net.core.netdev_max_backlog=16384",
+            "a burst found the queue of a core full (second column of /proc/net/softnet_stat); \
+             what was lost was sent again 200 ms later",
+            format!("if the number rises: sysctl -w {key}={wanted}"),
         ),
     }
 }
