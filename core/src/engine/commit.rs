@@ -5,6 +5,7 @@
 //! those who wait for it are told so once, and the batch behind it waits.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use trunkline_proto::client::Ack;
 use trunkline_proto::codes::Code;
@@ -85,7 +86,7 @@ impl Batch {
 /// The commit under way.
 pub(super) struct Flight {
     number: u64,
-    batch: WriteBatch,
+    batch: Arc<WriteBatch>,
     parts: Vec<Part>,
     failures: u32,
     /// When to repeat it; `None` while the store has it.
@@ -144,9 +145,9 @@ impl Engine {
         }
         self.commits += 1;
         self.front.stats.commits += 1;
-        let batch = WriteBatch {
+        let batch = Arc::new(WriteBatch {
             conversations: open.writes,
-        };
+        });
         out.push(Effect::Commit {
             commit: self.commits,
             batch: batch.clone(),
@@ -248,7 +249,7 @@ impl Engine {
         slot.batches -= 1;
         if let Some(state) = slot.state.as_deref_mut() {
             let (entries, bytes) = (state.window.len(), state.recent_bytes);
-            let id = state.id.to_string();
+            let id = id_text(state.id);
             let mut change = part.change;
             for _ in 0..part.messages {
                 if change

@@ -48,6 +48,8 @@ mod tests;
 pub use machine::Engine;
 pub use stats::EngineStats;
 
+use std::sync::Arc;
+
 use trunkline_proto::client::{Ack, Error, Message, SendMessage};
 use trunkline_proto::ids::ConversationId;
 use trunkline_proto::link::{CoreOp, EdgeHello, EdgeOp};
@@ -120,7 +122,7 @@ pub enum Effect {
     /// Give the stream up.
     CutEdge { edge: EdgeKey, reason: &'static str },
     /// Write; answered by [`Input::Committed`]. At most one is under way.
-    Commit { commit: u64, batch: WriteBatch },
+    Commit { commit: u64, batch: Arc<WriteBatch> },
     /// Read a conversation with its newest `recent_max` messages; answered by [`Input::Loaded`].
     Load {
         conversation: ConversationId,

@@ -11,6 +11,7 @@
 
 mod metrics;
 mod pace;
+mod queue;
 mod store_threads;
 pub mod streams;
 mod turns;
@@ -20,7 +21,6 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use trunkline_proto::client::Error;
@@ -30,6 +30,7 @@ use trunkline_proto::ports::{CorePort, EdgePort};
 
 use self::metrics::Metrics;
 pub(crate) use self::metrics::RequestLabels;
+use self::queue::{Sender, queue};
 use self::streams::Bounds;
 use crate::engine::{EdgeKey, Engine, EngineConfig, EngineStats, Input, Request, Response};
 use crate::store::stats::StoreStats;
@@ -193,7 +194,7 @@ pub struct Core {
 impl Core {
     /// Starts the threads. Blocks until the store has told its message id floor.
     pub fn start(config: CoreConfig, store: Arc<dyn MessageStore>) -> Result<Self, StartError> {
-        let (events, events_rx) = crossbeam_channel::unbounded();
+        let (events, events_rx) = queue();
         let (commits, commits_rx) = crossbeam_channel::unbounded();
         let (reads, reads_rx) = crossbeam_channel::unbounded();
         let (floor, floor_rx) = crossbeam_channel::bounded(1);

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Receiver;
 use trunkline_proto::ids::ConversationId;
 
+use super::queue::Sender;
 use super::{Event, Shared};
 use crate::engine::{Input, Token};
 use crate::store::{MessageStore, ReadRange, StoreError, WriteBatch};
@@ -22,7 +23,7 @@ pub(super) const READERS: usize = 2;
 
 pub(super) struct CommitJob {
     pub(super) commit: u64,
-    pub(super) batch: WriteBatch,
+    pub(super) batch: Arc<WriteBatch>,
 }
 
 impl CommitJob {
@@ -86,7 +87,7 @@ pub(super) fn start_committer(
     committer: Committer,
     jobs: Receiver<CommitJob>,
     events: Sender<Event>,
-    floor: Sender<Result<u64, StoreError>>,
+    floor: crossbeam_channel::Sender<Result<u64, StoreError>>,
 ) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name("committer".into())

@@ -10,11 +10,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::Sender;
 use trunkline_proto::link::{EdgeBatch, EdgeHello, edge_op};
 use trunkline_proto::ports::EdgePort;
 
 use super::pace::Pace;
+use super::queue::Receiver;
 use super::store_threads::{CommitJob, Committer, ReadJob};
 use super::streams::{Bounds, EdgeStream, Flushed};
 use super::{EdgeReport, Event, FatalHook, Reply, Shared, Snapshot};
@@ -131,20 +132,17 @@ impl Turns {
         }
     }
 
-    /// Turns until a stop has come to its end, or nobody is left to send events.
+    /// Turns until a stop has come to its end.
     pub(super) fn run(mut self) {
         while !self.is_over() {
-            let first = match self.wait() {
-                Ok(first) => first,
-                Err(()) => break,
-            };
+            let first = self.wait();
             self.turn(first);
         }
         for stream in self.streams.values() {
             stream.port.cut(STOPPING);
         }
         self.streams.clear();
-        while let Ok(event) = self.wiring.events.try_recv() {
+        while let Some(event) = self.wiring.events.try_recv() {
             if let Event::Attach { port, .. } = event {
                 port.cut(STOPPING);
             }
@@ -153,22 +151,17 @@ impl Turns {
         // Callers whose reply is dropped here are told `unavailable` by their handle.
     }
 
-    fn wait(&self) -> Result<Option<Event>, ()> {
+    fn wait(&mut self) -> Option<Event> {
         let early = self.next_turn_ns.saturating_sub(self.clock.now().mono_ns);
         if early > 0 {
             // What comes meanwhile wakes nobody.
             std::thread::sleep(Duration::from_nanos(early));
         }
-        let Some(at) = self.wake_at() else {
-            return self.wiring.events.recv().map(Some).map_err(|_| ());
-        };
-        let now = self.clock.now().mono_ns;
-        let left = Duration::from_nanos(at.saturating_sub(now));
-        match self.wiring.events.recv_timeout(left) {
-            Ok(event) => Ok(Some(event)),
-            Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => Err(()),
-        }
+        let left = self.wake_at().map(|at| {
+            let now = self.clock.now().mono_ns;
+            Duration::from_nanos(at.saturating_sub(now))
+        });
+        self.wiring.events.recv(left)
     }
 
     /// When the next turn is due though nothing comes.
@@ -215,7 +208,7 @@ impl Turns {
             if events >= EVENTS_PER_TURN_MAX || operations >= OPERATIONS_PER_TURN_MAX {
                 break;
             }
-            next = self.wiring.events.try_recv().ok();
+            next = self.wiring.events.try_recv();
         }
         let due = self.engine.next_deadline().is_some_and(|at| {
             at <= now.mono_ns || now.mono_ns >= self.last_tick_ns.saturating_add(TICK_MAX_NS)

@@ -11,6 +11,7 @@ use trunkline_core::engine::{
 };
 use trunkline_core::runtime::streams::{Bounds, EdgeStream, Flushed};
 use trunkline_core::runtime::{LINK_BUFFER_BYTES_MAX, LINK_BUFFER_OPS_MAX};
+use trunkline_core::store::WriteBatch;
 use trunkline_proto::client::ServerBody;
 use trunkline_proto::link::{CoreBatch, CoreOp, EdgeBatch, EdgeHello, EdgeOp, core_op, edge_op};
 use trunkline_proto::ports::EdgePort;
@@ -377,7 +378,9 @@ impl World {
             Effect::CutEdge { edge, reason } => {
                 self.violation(format!("the core cuts {edge:?}: {reason}"));
             }
-            Effect::Commit { commit, batch } => self.begin_commit(commit, batch),
+            Effect::Commit { commit, batch } => {
+                self.begin_commit(commit, WriteBatch::clone(&batch));
+            }
             Effect::Load {
                 conversation,
                 recent_max,

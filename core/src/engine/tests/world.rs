@@ -310,7 +310,7 @@ impl World {
                 *self.settled.entry(edge.0).or_default() += operations;
             }
             Effect::CutEdge { edge, .. } => self.cut.push(edge.0),
-            Effect::Commit { commit, batch } => self.commit(commit, batch),
+            Effect::Commit { commit, batch } => self.commit(commit, WriteBatch::clone(&batch)),
             Effect::Load {
                 conversation,
                 recent_max,
