@@ -166,21 +166,20 @@ mod tests {
                 })
             })
             .collect();
-        let mut next = [0; 4];
-        for turn in 0..8_000 {
-            let item = if turn % 3 == 0 {
-                receiver.try_recv()
-            } else {
-                None
-            };
-            let (from, number) = item
-                .or_else(|| receiver.recv(Some(Duration::from_secs(20))))
-                .expect("within 20 s");
-            assert_eq!(number, next[from as usize]);
-            next[from as usize] += 1;
-        }
-        assert_eq!(next, [2_000; 4]);
-        assert_eq!(sender.len(), 0);
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut next = [0; 4];
+            for turn in 0..8_000 {
+                let ready = (turn % 3 == 0).then(|| receiver.try_recv()).flatten();
+                // Without a timeout: one who is not woken sleeps for ever.
+                let (from, number) = ready.or_else(|| receiver.recv(None)).expect("an item");
+                assert_eq!(number, next[from as usize]);
+                next[from as usize] += 1;
+            }
+            done.send(next).expect("the test waits");
+        });
+        let next = is_done.recv_timeout(Duration::from_secs(20));
+        assert_eq!(next, Ok([2_000; 4]), "all, within 20 s");
         for sender in senders {
             sender.join().expect("a sender");
         }
