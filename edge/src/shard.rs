@@ -13,7 +13,7 @@ use trunkline_proto::ports::CorePort;
 use crate::hub::ShardOp;
 use crate::link::ToShard;
 use crate::observe::counters::{LoopStats, PUBLISH_INTERVAL_MS, Published};
-use crate::ring::{Driver, Event, ListenerId};
+use crate::ring::{Driver, Event, ListenerId, Waker};
 use crate::session::{Actions, DrainCounts, Now, Shard, Transport};
 
 /// The listener whose connections speak WebSocket.
@@ -31,6 +31,7 @@ const STOP_MAX: Duration = Duration::from_millis(500);
 /// One shard and its thread's possessions.
 pub struct ShardLoop {
     driver: Box<dyn Driver>,
+    waker: Waker,
     shard: Shard,
     inbox: Receiver<ToShard>,
     published: Arc<Published>,
@@ -60,6 +61,7 @@ impl ShardLoop {
     ) -> Self {
         let started = Instant::now();
         Self {
+            waker: driver.waker(),
             driver,
             shard,
             inbox,
@@ -78,30 +80,35 @@ impl ShardLoop {
 
     /// Runs until the shard is drained or stopped, or its driver fails.
     pub fn run(mut self) -> io::Result<DrainCounts> {
-        let waker = self.driver.waker();
-        loop {
-            waker.going_to_sleep();
-            let timeout = self.timeout();
-            if timeout.is_zero() {
-                waker.awake();
-            }
-            let any = self.turn_driver(timeout)?;
-            self.turns += 1;
-            let time = Instant::now();
-            if !any {
-                self.shard.begin(now(self.started, time));
-            }
-            self.take_inbox();
-            self.shard.end_turn(&mut self.actions);
-            self.apply();
-            self.ended = Instant::now();
-            self.link_ns += nanos(self.ended.duration_since(time));
-            self.publish_if_due();
-            if self.is_over() {
-                self.publish();
-                return Ok(self.shard.drain_counts());
-            }
+        while !self.turn()? {}
+        Ok(self.shard.drain_counts())
+    }
+
+    /// Waits for something to happen and deals with it. True when the shard is drained or stopped,
+    /// and not to be turned again.
+    pub fn turn(&mut self) -> io::Result<bool> {
+        self.waker.going_to_sleep();
+        let timeout = self.timeout();
+        if timeout.is_zero() {
+            self.waker.awake();
         }
+        let any = self.turn_driver(timeout)?;
+        self.turns += 1;
+        let time = Instant::now();
+        if !any {
+            self.shard.begin(now(self.started, time));
+        }
+        self.take_inbox();
+        self.shard.end_turn(&mut self.actions);
+        self.apply();
+        self.ended = Instant::now();
+        self.link_ns += nanos(self.ended.duration_since(time));
+        self.publish_if_due();
+        let over = self.is_over();
+        if over {
+            self.publish();
+        }
+        Ok(over)
     }
 
     fn is_over(&self) -> bool {

@@ -10,6 +10,7 @@
 //! command line (`trunkline token`).
 
 mod dev_secret;
+mod hs256;
 mod numeric_date;
 mod verify;
 

@@ -18,6 +18,7 @@ pub mod ids;
 pub mod json;
 pub mod light;
 pub mod limits;
+mod plain;
 pub mod ports;
 
 /// What prost made of the schema, in the module path of its packages.

@@ -7,6 +7,7 @@
 //! by the edge's sessions for each frame.
 
 use crate::limits::{FRAME_ID_BYTES_MAX, NONCE_BYTES_MAX};
+use crate::plain::Scanner;
 
 /// Such a frame, in the bytes that it came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,20 +26,20 @@ impl<'a> Light<'a> {
 
     /// From JSON: an object of plain strings under `type`, `id` and `nonce`, without escapes.
     pub fn from_json(text: &'a [u8]) -> Option<Self> {
-        let mut rest = Json(text);
+        let mut rest = Scanner::new(text)?;
         let (mut kind, mut id, mut nonce) = (None, None, None);
         rest.expect(b'{')?;
         loop {
-            let slot = match rest.string()? {
-                b"type" => &mut kind,
-                b"id" => &mut id,
-                b"nonce" => &mut nonce,
+            let slot = match rest.string()?.text {
+                "type" => &mut kind,
+                "id" => &mut id,
+                "nonce" => &mut nonce,
                 _ => return None,
             };
             rest.expect(b':')?;
             let value = rest.string()?;
             // A second one of its kind is an error, which the full decoder reports.
-            if slot.replace(value).is_some() {
+            if value.escaped || slot.replace(value.text).is_some() {
                 return None;
             }
             match rest.next()? {
@@ -50,11 +51,10 @@ impl<'a> Light<'a> {
         if rest.next().is_some() {
             return None;
         }
-        let text = |bytes: Option<&'a [u8]>| std::str::from_utf8(bytes.unwrap_or_default()).ok();
-        let (id, nonce) = (text(id)?, text(nonce)?);
+        let (id, nonce) = (id.unwrap_or_default(), nonce.unwrap_or_default());
         match kind? {
-            b"heartbeat" if id.len() <= FRAME_ID_BYTES_MAX => Some(Self::Heartbeat),
-            b"ping" => Self::ping(id, nonce),
+            "heartbeat" if id.len() <= FRAME_ID_BYTES_MAX => Some(Self::Heartbeat),
+            "ping" => Self::ping(id, nonce),
             _ => None,
         }
     }
@@ -125,39 +125,6 @@ const PING: u8 = 10 << 3 | 2;
 const HEARTBEAT: u8 = 11 << 3 | 2;
 const PONG: u8 = 13 << 3 | 2;
 const NONCE: u8 = 1 << 3 | 2;
-
-/// What is still to be read of a JSON text.
-struct Json<'a>(&'a [u8]);
-
-impl<'a> Json<'a> {
-    /// The next byte that is no white space.
-    fn next(&mut self) -> Option<u8> {
-        loop {
-            let (&byte, rest) = self.0.split_first()?;
-            self.0 = rest;
-            if !matches!(byte, b' ' | b'\t' | b'\n' | b'\r') {
-                return Some(byte);
-            }
-        }
-    }
-
-    fn expect(&mut self, byte: u8) -> Option<()> {
-        (self.next()? == byte).then_some(())
-    }
-
-    /// A string that stands for itself.
-    fn string(&mut self) -> Option<&'a [u8]> {
-        self.expect(b'"')?;
-        let special = |&b: &u8| b == b'"' || b == b'\\' || b < b' ';
-        let end = self.0.iter().position(special)?;
-        let string = &self.0[..end];
-        let (b'"', rest) = self.0[end..].split_first()? else {
-            return None;
-        };
-        self.0 = rest;
-        Some(string)
-    }
-}
 
 /// What is still to be read of a protobuf message.
 struct Proto<'a>(&'a [u8]);

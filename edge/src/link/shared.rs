@@ -4,10 +4,16 @@
 use std::sync::OnceLock;
 
 use bytes::Bytes;
+use prost::Message as _;
 use trunkline_proto::client::ServerFrame;
 
 use crate::frame::encode_once::{Encoding, encode};
 use crate::session::{Class, classify};
+
+/// Bytes of the longest header before a frame.
+const FRAMING_BYTES: usize = 10;
+/// What a message is longer by in JSON than in protobuf, about.
+const JSON_NAMES_BYTES: usize = 192;
 
 /// See the module.
 #[derive(Debug)]
@@ -43,7 +49,12 @@ impl SharedFrame {
     /// The bytes for recipients of `encoding`.
     pub fn bytes(&self, encoding: Encoding) -> &Bytes {
         self.encoded[encoding as usize].get_or_init(|| {
-            let mut out = Vec::new();
+            let len = self.frame.encoded_len() + FRAMING_BYTES;
+            let len = match encoding {
+                Encoding::JsonWs => len + JSON_NAMES_BYTES,
+                Encoding::ProtoWs | Encoding::ProtoTcp => len,
+            };
+            let mut out = Vec::with_capacity(len);
             encode(&self.frame, encoding, &mut out);
             out.into()
         })

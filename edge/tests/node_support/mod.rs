@@ -299,7 +299,8 @@ impl WsClient {
         }
     }
 
-    fn read(&mut self) -> (u8, Vec<u8>) {
+    /// The first byte and the payload of the next frame.
+    pub fn read(&mut self) -> (u8, Vec<u8>) {
         let [first, len] = self.read_array();
         let len = match len {
             126 => u16::from_be_bytes(self.read_array()).into(),
