@@ -172,6 +172,10 @@ pub struct FleetArgs {
     /// Bytes of a device id
     #[arg(long, default_value_t = 4)]
     pub device_bytes: u32,
+    /// What a connection of the generator that waits for bytes has armed in the kernel (io_uring): 864
+    /// bytes that answer at once, or 256
+    #[arg(long, value_enum, default_value = "multishot")]
+    pub recv: Receive,
     /// Clients that share one source address, on loopback; default: 40 % of the kernel's range of
     /// ports, beyond which the search for a free port becomes long
     #[arg(long)]
@@ -189,6 +193,24 @@ pub enum Transport {
     WsProto,
     WsJson,
     Tcp,
+}
+
+/// How the generator's sockets wait for bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Receive {
+    Multishot,
+    Poll,
+}
+
+impl Receive {
+    /// As the driver calls it.
+    pub fn mode(self) -> trunkline_edge::ring::ReceiveMode {
+        match self {
+            Self::Multishot => trunkline_edge::ring::ReceiveMode::Multishot,
+            Self::Poll => trunkline_edge::ring::ReceiveMode::Poll,
+        }
+    }
 }
 
 /// Where a WebSocket client's token is.

@@ -9,8 +9,16 @@ const TICKS_PER_SECOND: u64 = 100;
 /// Bytes of a page, as `/proc/net/sockstat` counts them: that of every platform we build for.
 const PAGE_BYTES: u64 = 4_096;
 
-/// User and system time of a process, ended threads included (proc(5), fields 14 and 15 of `stat`).
+/// CPU time of a process. In ns, over the threads that live; where the kernel does not tell that, user
+/// and system time in clock ticks (proc(5), fields 14 and 15 of `stat`).
 pub fn cpu_of(pid: u32) -> Option<Duration> {
+    match threads_of(pid).values().sum() {
+        0 => cpu_by_ticks(pid),
+        ns => Some(Duration::from_nanos(ns)),
+    }
+}
+
+fn cpu_by_ticks(pid: u32) -> Option<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     let user: u64 = fields.next()?.parse().ok()?;
@@ -101,7 +109,9 @@ mod tests {
     #[test]
     fn a_process_can_be_looked_at() {
         let me = std::process::id();
-        assert!(cpu_of(me).is_some());
+        assert!(cpu_of(me).unwrap() > Duration::ZERO);
+        assert!(cpu_by_ticks(me).is_some());
+        assert_eq!(cpu_of(u32::MAX), None);
         assert!(resident_of(me).unwrap() > 1 << 20);
         assert!(anonymous_of(me).unwrap() > 1 << 12);
         assert!(threads_of(me).values().sum::<u64>() > 0);

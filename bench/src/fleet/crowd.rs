@@ -202,28 +202,18 @@ impl Crowd {
         self.outs.entry(client).or_default()
     }
 
-    /// Has a client leave, to come back at `back_at` (ns since the origin), or never.
-    pub fn leave(&mut self, client: u32, back_at: Option<u64>) {
-        let state = self.clients[client as usize].state;
-        match state {
-            State::Gone => return,
+    /// Has a client leave, to come back at `back_at` (ns since the origin).
+    pub fn leave(&mut self, client: u32, back_at: u64) {
+        match self.clients[client as usize].state {
             State::Dialling | State::Upgrading | State::Opening | State::Up => self.end(client),
-            State::Away | State::Queued | State::Leaving => {}
+            State::Leaving => {}
+            // One that is away or about to be back has its time already.
+            State::Away | State::Queued | State::Gone => return,
         }
         let it = &mut self.clients[client as usize];
-        match back_at {
-            // One that is away or about to be has its time already.
-            Some(at) if it.flags & flag::RETURNS == 0 && state != State::Queued => {
-                it.at_ns = at;
-                self.return_at(client, at);
-            }
-            Some(_) => {}
-            None => {
-                it.flags |= flag::STAYS_AWAY;
-                if state == State::Away {
-                    it.state = State::Gone;
-                }
-            }
+        if it.flags & flag::RETURNS == 0 {
+            it.at_ns = back_at;
+            self.return_at(client, back_at);
         }
     }
 
@@ -251,10 +241,6 @@ impl Crowd {
     /// Edges that clients may go to.
     pub fn edges(&self) -> u8 {
         self.plan.edges.len() as u8
-    }
-
-    pub fn edge_of(&self, client: u32) -> u8 {
-        self.clients[client as usize].edge
     }
 
     /// Has a client fall silent: no sign of life, no answer to probes, and no FIN.
@@ -312,16 +298,15 @@ impl Crowd {
         if it.flags & flag::STAYS_AWAY != 0 {
             it.state = State::Gone;
         } else if it.flags & flag::RETURNS == 0 {
+            it.edge = (it.edge + 1) % self.plan.edges.len() as u8;
             self.retry(client, 0);
         }
     }
 
-    /// A client will try again after its back-off and not before `not_before`, elsewhere if it can.
+    /// A client will try again after its back-off and not before `not_before`.
     pub(super) fn retry(&mut self, client: u32, not_before: u64) {
-        let edges = self.edges();
         let random = self.random();
         let it = &mut self.clients[client as usize];
-        it.edge = (it.edge + 1) % edges;
         let wait = self.plan.backoff.wait_ns(it.attempts, random);
         it.attempts = it.attempts.saturating_add(1);
         self.return_at(client, (self.shared.now() + wait).max(not_before));

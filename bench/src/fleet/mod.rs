@@ -12,6 +12,7 @@
 //! - [`sleeper`]: clients that do not read
 //! - [`schedule`]: when things are due
 //! - [`tally`]: what was seen
+//! - [`again`]: requests that were refused for the moment
 //! - [`backoff`]: when a client that lost its connection tries again
 
 use std::net::SocketAddr;
@@ -30,6 +31,7 @@ use crate::probe;
 use crate::progress::Progress;
 use crate::target::Target;
 
+pub mod again;
 pub mod backoff;
 pub mod crowd;
 pub mod ledger;
@@ -125,9 +127,9 @@ impl Shared {
 enum Order {
     /// As many of the worker's clients may dial.
     Allow(u32),
-    /// All leave. Whether they come back, as if that had been due at this moment.
+    /// All leave and come back, as was due at this moment.
     Leave {
-        back_at: Option<u64>,
+        back_at: u64,
     },
     /// The first so many fall silent.
     Silence(u32),
@@ -152,6 +154,7 @@ pub(super) struct Plan {
     pub heartbeat_every: Duration,
     pub backoff: Backoff,
     pub sources: Sources,
+    pub receive: trunkline_edge::ring::ReceiveMode,
 }
 
 /// A running fleet.
@@ -232,6 +235,7 @@ impl Fleet {
                 heartbeat_every: args.heartbeat_every,
                 backoff: shape.backoff,
                 sources,
+                receive: args.recv.mode(),
             };
             let (orders, inbox) = mpsc::channel();
             let does = behaviour(first..first + count);
@@ -278,9 +282,9 @@ impl Fleet {
         Ok(self.workers.iter().map(|w| w.count.min(share)).sum())
     }
 
-    /// Has all clients leave, and come back at once if so asked.
-    pub fn leave(&self, come_back: bool) -> Result<(), BenchError> {
-        let back_at = come_back.then(|| self.shared.now());
+    /// Has all clients leave, and come back at once.
+    pub fn leave(&self) -> Result<(), BenchError> {
+        let back_at = self.shared.now();
         for worker in &self.workers {
             self.order(worker, Order::Leave { back_at })?;
         }
@@ -363,7 +367,12 @@ impl Fleet {
             }
             if sessions != last {
                 (last, last_change) = (sessions, Instant::now());
-                progress.at(sessions, "sessions");
+                let failures = self.shared.failures.load(Ordering::Relaxed);
+                let note = match failures {
+                    0 => "sessions".to_owned(),
+                    n => format!("sessions, after {n} failures"),
+                };
+                progress.at(sessions, &note);
             }
             let dead = self.workers.iter().any(|w| w.thread.is_finished());
             if dead || last_change.elapsed() > self.stall_max {

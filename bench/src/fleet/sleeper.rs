@@ -16,6 +16,9 @@ use crate::args::Transport;
 /// Bytes that a sleeper's socket takes before its window closes: little, so that the server feels it
 /// soon. The kernel doubles it and has a least value of its own.
 const RECEIVE_BUFFER: usize = 4_096;
+/// The segments that it announces, as a client on an Ethernet would: the kernel's buffer at the
+/// server grows with them, and loopback's are 64 KiB.
+const SEGMENT: u32 = 1_448;
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 
 /// A session that does not read.
@@ -39,6 +42,7 @@ impl Sleeper {
     pub fn connect(server: SocketAddr, people: &People, number: u32) -> Result<Self, BenchError> {
         let socket = Socket::new(Domain::for_address(server), Type::STREAM, None)?;
         socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        socket.set_tcp_mss(SEGMENT)?;
         socket.connect(&server.into())?;
         let mut stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(ANSWER_MAX))?;
@@ -68,6 +72,13 @@ impl Sleeper {
                 return Ok(Self { stream });
             }
         }
+    }
+
+    /// Gives a sign of life: it sends, though it does not read. False: the server has gone.
+    pub fn sign(&mut self) -> bool {
+        let mut pong = Vec::new();
+        wire::put_masked(10, b"", 0, &mut pong);
+        self.stream.write_all(&pong).is_ok()
     }
 
     /// Wakes up, reads all that is there, and leaves.

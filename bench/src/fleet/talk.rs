@@ -18,6 +18,7 @@ use trunkline_proto::client::{
 use trunkline_proto::codes::Code;
 use trunkline_proto::ids::ConversationId;
 
+use super::again::Again;
 use super::ledger::{Ledger, Seen};
 use super::schedule::Schedule;
 use super::{Behaviour, Crowd, People};
@@ -201,6 +202,7 @@ pub struct Talkers {
     ledger: Ledger,
     /// Closed loop: senders that owe a message.
     owing: Vec<u32>,
+    again: Again,
     schedule: Option<Schedule>,
     churn: Schedule,
     reported: bool,
@@ -239,6 +241,7 @@ impl Talkers {
             senders,
             ledger: Ledger::default(),
             owing: Vec::new(),
+            again: Again::default(),
             schedule: None,
             churn: Schedule::default(),
             reported: false,
@@ -299,7 +302,7 @@ impl Talkers {
             if crowd.is_up(client) {
                 crowd.tally.count("left");
                 self.let_go(client);
-                crowd.leave(client, Some(due));
+                crowd.leave(client, due);
             }
         }
         self.churn.wait(now)
@@ -444,6 +447,34 @@ impl Talkers {
         }
     }
 
+    /// The client asks for what it has missed everywhere.
+    fn sync(&mut self, client: u32, crowd: &mut Crowd) {
+        let mut conversations = Vec::new();
+        for id in self.conversations(client, crowd) {
+            let Some(key) = key_of(&id) else { continue };
+            conversations.push(SyncPosition {
+                conversation_id: id,
+                after_seq: self.ledger.was_away(client, key),
+            });
+        }
+        let sync = Sync {
+            conversations,
+            limit: Some(trunkline_proto::limits::PAGE_LIMIT_MAX),
+        };
+        crowd.send(client, ClientBody::Sync(sync));
+    }
+
+    /// Clients whose sync or fetch was refused ask again.
+    fn ask_again(&mut self, now: u64, crowd: &mut Crowd) -> Duration {
+        while let Some(client) = self.again.due(now) {
+            let asks = self.talker(client).is_some_and(|talker| talker.catching_up);
+            if asks && crowd.is_up(client) {
+                self.sync(client, crowd);
+            }
+        }
+        self.again.wait(now)
+    }
+
     /// The conversations of a client.
     fn conversations(&self, client: u32, crowd: &Crowd) -> Vec<String> {
         let number = crowd.number(client);
@@ -475,14 +506,6 @@ impl Behaviour for Talkers {
         if !std::mem::replace(&mut talker.was_up, true) {
             return;
         }
-        let mut positions = Vec::new();
-        for id in self.conversations(client, crowd) {
-            let Some(key) = key_of(&id) else { continue };
-            positions.push(SyncPosition {
-                conversation_id: id,
-                after_seq: self.ledger.was_away(client, key),
-            });
-        }
         if self.rate.is_none() && self.senders.binary_search(&client).is_ok() {
             let owed = std::iter::repeat_n(client, self.talk.inflight as usize);
             self.owing.extend(owed);
@@ -491,11 +514,7 @@ impl Behaviour for Talkers {
             talker.catching_up = true;
             self.shared.catching_up.fetch_add(1, Ordering::Relaxed);
         }
-        let sync = Sync {
-            conversations: positions,
-            limit: Some(trunkline_proto::limits::PAGE_LIMIT_MAX),
-        };
-        crowd.send(client, ClientBody::Sync(sync));
+        self.sync(client, crowd);
     }
 
     fn down(&mut self, client: u32, _: &mut Crowd) {
@@ -554,17 +573,25 @@ impl Behaviour for Talkers {
             Some(ServerBody::Error(error)) if error.code == Code::NotAMember.as_str() => {
                 crowd.tally.excuse(&error.code);
             }
+            Some(ServerBody::Error(error)) => {
+                let (now, random) = (crowd.shared.now(), crowd.random());
+                if self.again.refused(client, &error, now, random) {
+                    crowd.tally.excuse(&error.code);
+                    crowd.tally.count("refused_requests");
+                }
+            }
             _ => {}
         }
     }
 
     fn tick(&mut self, now: u64, crowd: &mut Crowd) -> Duration {
+        let again = self.ask_again(now, crowd);
         match self.shared.phase() {
-            Phase::Quiet => Duration::MAX,
-            Phase::Load => self.load(now, crowd),
+            Phase::Quiet => again,
+            Phase::Load => self.load(now, crowd).min(again),
             Phase::Report => {
                 self.report();
-                Duration::MAX
+                again
             }
         }
     }

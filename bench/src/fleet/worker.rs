@@ -33,6 +33,9 @@ const TURN_MAX: Duration = Duration::from_millis(20);
 const LEAVING_PER_TURN: u32 = 2_048;
 /// A client that is due to come back while its connection is still closing: look again then.
 const CLOSING_RETRY_NS: u64 = 5_000_000;
+/// Signs of life are due at no exact moment: those of so long leave together, which spares both ends
+/// a wake for each.
+const SIGNS_EVERY: Duration = Duration::from_millis(1);
 /// Close code of a connection that ended without one.
 const NO_CODE: u16 = 0;
 
@@ -46,7 +49,7 @@ struct Worker<'a> {
     ramp: Schedule,
     heartbeats: Schedule,
     /// Where an order to leave has come to, and when those who left shall be back.
-    leaving: Option<(u32, Option<u64>)>,
+    leaving: Option<(u32, u64)>,
 }
 
 /// Runs until it is told to stop.
@@ -57,7 +60,10 @@ pub(super) fn run(
     does: Box<dyn Behaviour>,
     inbox: &Receiver<Order>,
 ) -> Result<(), BenchError> {
-    let config = DriverConfig::for_connections(plan.count);
+    let config = DriverConfig {
+        receive: plan.receive,
+        ..DriverConfig::for_connections(plan.count)
+    };
     let mut driver = ring::open(DriverChoice::Auto, &config)?;
     if driver.slots_max() < plan.count {
         return Err(BenchError::Usage(format!(
@@ -134,15 +140,9 @@ impl Worker<'_> {
         };
         let to = (from + LEAVING_PER_TURN).min(self.crowd.len());
         for client in from..to {
-            // Who has not begun is not affected, but will not begin either if nobody is to be there.
-            if client < self.next_new || back_at.is_none() {
-                self.crowd.leave(client, back_at);
-            }
+            self.crowd.leave(client, back_at);
         }
         self.leaving = (to < self.crowd.len()).then_some((to, back_at));
-        if self.leaving.is_none() && back_at.is_none() {
-            self.next_new = self.crowd.len();
-        }
     }
 
     /// Clients whose time has come.
@@ -165,7 +165,7 @@ impl Worker<'_> {
                 }
                 State::Up if it.flags & flag::LEAVES != 0 => {
                     it.flags &= !flag::LEAVES;
-                    self.crowd.leave(client, Some(at));
+                    self.crowd.leave(client, at);
                 }
                 _ => {}
             }
@@ -235,7 +235,7 @@ impl Worker<'_> {
         while let Some((_, n)) = self.heartbeats.due(now, each) {
             self.crowd.heartbeat((n % clients) as u32);
         }
-        self.heartbeats.wait(now)
+        self.heartbeats.wait(now).max(SIGNS_EVERY)
     }
 
     /// One send for each client that owes something and is not blocked.

@@ -180,6 +180,8 @@ pub fn run(args: &ChatArgs, progress: &dyn Progress) -> Result<RunResult, BenchE
             window.close(target, &talking, &mut result);
             let tally = settle(&talk, &talking, fleet, target, &mut sampler, &mut result)?;
             told(&tally, &mut result);
+            let sent = tally.counted("sent") as f64;
+            result.metric("sent", sent, "count", Better::Neither);
             common::session_problems(&tally, &mut result);
             sampler.into_result(&mut result);
             Ok(result)
@@ -330,10 +332,8 @@ fn poisoned() -> BenchError {
     BenchError::Server("a generator thread panicked".into())
 }
 
-/// Latencies and counts of the load.
+/// Latencies of the load.
 pub fn told(tally: &Tally, result: &mut RunResult) {
-    let sent = tally.counted("sent");
-    result.metric("sent", sent as f64, "count", Better::Neither);
     for name in ["ack", "delivery"] {
         if let Some(times) = tally.times.get(name) {
             result.latency(name, times);

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::BenchError;
+use crate::args;
 pub use crate::args::ErasedArgs;
-use crate::args::{self, FleetArgs};
 use crate::fleet::{Fleet, Tally};
 use crate::probe;
 use crate::result::{Better, RunResult, Series};
@@ -347,8 +347,9 @@ impl Memory {
         }
     }
 
-    /// What each of `further` sessions more than at `first` costs, of each kind of memory.
-    pub fn slope(&self, first: &Self, further: u32, result: &mut RunResult) {
+    /// What each of `further` sessions more than at `first` costs, of each kind of memory; of the
+    /// generator's, what each of `all` does.
+    pub fn slope(&self, first: &Self, further: u32, all: u32, result: &mut RunResult) {
         let further = f64::from(further.max(1));
         let each = |before: Option<u64>, after: Option<u64>| {
             Some((after? as f64 - before? as f64) / further)
@@ -371,9 +372,10 @@ impl Memory {
                 Better::Lower,
             ),
             ("kernel_bytes_per_session", kernel, Better::Lower),
+            // Its tables are there before the first client is.
             (
                 "generator_bytes_per_client",
-                each(first.generator, self.generator),
+                self.generator.map(|bytes| bytes as f64 / f64::from(all)),
                 Better::Neither,
             ),
         ];
@@ -386,15 +388,4 @@ impl Memory {
             result.metric("server_memory", resident as f64, "bytes", Better::Lower);
         }
     }
-}
-
-/// Fleet arguments that are too small for a scenario's roles.
-pub fn at_least(args: &FleetArgs, clients: u32, why: &str) -> Result<(), BenchError> {
-    if args.connections >= clients {
-        return Ok(());
-    }
-    Err(BenchError::Usage(format!(
-        "--connections {}: at least {clients}, {why}",
-        args.connections
-    )))
 }

@@ -78,7 +78,7 @@ fn measure(
     )?;
     if args.storm {
         progress.phase("connecting all again", Some(2 * wanted));
-        fleet.leave(true)?;
+        fleet.leave()?;
         round(
             "storm_",
             2 * wanted,

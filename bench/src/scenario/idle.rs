@@ -104,7 +104,7 @@ fn measure(
     result.metric("connect_rate", rate, "per_second", Better::Higher);
     connecting.each("session", u64::from(further), "us", &mut result);
     common::hold(SETTLE, target, fleet, &mut sampler)?;
-    Memory::now(target).slope(&memory_first, further, &mut result);
+    Memory::now(target).slope(&memory_first, further, fleet.len(), &mut result);
     own_view(target, &mut result);
 
     progress.phase("holding", None);

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
@@ -165,10 +165,10 @@ impl Course<'_> {
             .clone()
             .map(|number| Sleeper::connect(server, &fleet.people, number))
             .collect();
-        let asleep = asleep?;
+        let mut asleep = asleep?;
         let resident_before = target.resident();
         let window = Window::open(target, fleet, self.talking, self.args.duration);
-        self.watch(target, fleet, &mut sampler, result)?;
+        self.watch(target, fleet, &mut asleep, &mut sampler, result)?;
         window.close(target, self.talking, result);
         let resident_after = target.resident();
         if let (Some(before), Some(after)) = (resident_before, resident_after) {
@@ -202,13 +202,22 @@ impl Course<'_> {
         &self,
         target: &Target,
         fleet: &Fleet,
+        asleep: &mut [Sleeper],
         sampler: &mut Sampler,
         result: &mut RunResult,
     ) -> Result<(), BenchError> {
+        let mut signs = Instant::now();
         let mut outboxes_max: f64 = 0.0;
         let steps = (self.args.duration.as_millis() / 250).max(1) as u32;
         for _ in 0..steps {
             common::hold(self.args.duration / steps, target, fleet, sampler)?;
+            if signs.elapsed() >= self.args.fleet.heartbeat_every {
+                signs = Instant::now();
+                // One whose session has ended finds out when it wakes.
+                asleep.iter_mut().for_each(|sleeper| {
+                    sleeper.sign();
+                });
+            }
             let kept = |p: &crate::target::Process| p.metric("trunkline_edge_outbox_bytes", "");
             let bytes: Vec<f64> = target.processes.iter().filter_map(kept).collect();
             if !bytes.is_empty() {

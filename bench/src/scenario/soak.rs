@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::BenchError;
 use crate::args::{FleetArgs, OutputArgs, TargetArgs, parse_duration, seconds};
 use crate::fleet::talk::{Phase, Talkers, Talking};
-use crate::fleet::{Backoff, Fleet, Shape};
+use crate::fleet::{Fleet, Shape};
 use crate::progress::Progress;
 use crate::result::{Better, RunResult, Series};
 use crate::scenario::chat::{self, LoadArgs, Window};
@@ -66,10 +66,7 @@ pub fn run(args: &SoakArgs, progress: &dyn Progress) -> Result<RunResult, BenchE
         chat::create_groups(&mut talk, args.load.groups, target, &people, progress)?;
         let (talk, talking) = (Arc::new(talk), Talking::new());
         let mut talkers = |numbers| Box::new(Talkers::new(&talk, &talking, numbers)) as Box<_>;
-        let shape = Shape {
-            backoff: Backoff::default(),
-            ..Shape::default()
-        };
+        let shape = Shape::default();
         let fleet = Fleet::start(&args.fleet, target, &people, shape, &mut talkers);
         common::with_fleet(fleet, |fleet| {
             let parts: [&dyn common::ErasedArgs; 3] = [args, &args.fleet, &args.target];
@@ -86,7 +83,7 @@ pub fn run(args: &SoakArgs, progress: &dyn Progress) -> Result<RunResult, BenchE
             }
             let tally = chat::settle(&talk, &talking, fleet, target, &mut sampler, &mut result)?;
             chat::told(&tally, &mut result);
-            for name in ["left", "fetched", "away"] {
+            for name in ["sent", "left", "fetched", "away"] {
                 let n = tally.counted(name) as f64;
                 result.metric(name, n, "count", Better::Neither);
             }

@@ -15,6 +15,7 @@ use trunkline_proto::client::{
 
 use crate::BenchError;
 use crate::args::{FleetArgs, OutputArgs, TargetArgs, parse_duration, parse_rate, seconds};
+use crate::fleet::again::Again;
 use crate::fleet::schedule::Schedule;
 use crate::fleet::talk::{Phase, Talk, Talkers, Talking};
 use crate::fleet::{Backoff, Behaviour, Crowd, Fleet, Shape};
@@ -152,8 +153,9 @@ struct Clients {
     /// The part of the targets that this worker writes to.
     writes: Range<u32>,
     schedule: Schedule,
-    /// Targets whose message was refused.
+    /// Targets whose message was refused, and clients whose sync was.
     again: Vec<u32>,
+    syncs: Again,
 }
 
 impl Clients {
@@ -181,6 +183,7 @@ impl Clients {
             writes,
             schedule: Schedule::default(),
             again: Vec::new(),
+            syncs: Again::default(),
         }
     }
 
@@ -251,6 +254,12 @@ impl Behaviour for Clients {
                     self.read(client, message, crowd);
                 }
             }
+            Some(ServerBody::Error(error)) => {
+                let (now, random) = (crowd.shared.now(), crowd.random());
+                if self.syncs.refused(client, &error, now, random) {
+                    crowd.tally.count("sync_refused");
+                }
+            }
             Some(ServerBody::Synced(_)) => {
                 let since = self.storm.began.load(Ordering::Relaxed);
                 let now = crowd.shared.now();
@@ -263,7 +272,13 @@ impl Behaviour for Clients {
     }
 
     fn tick(&mut self, now: u64, crowd: &mut Crowd) -> Duration {
-        let mut wait = self.talkers.tick(now, crowd);
+        while let Some(client) = self.syncs.due(now) {
+            // One that is away asks when it is back.
+            if crowd.is_up(client) {
+                crowd.send(client, ClientBody::Sync(SyncFrame::default()));
+            }
+        }
+        let mut wait = self.talkers.tick(now, crowd).min(self.syncs.wait(now));
         if self.storm.has_begun() && !self.calm.is_empty() {
             for target in std::mem::take(&mut self.again) {
                 self.write(target, crowd);
@@ -455,6 +470,11 @@ impl Whole<'_> {
         let refused: u64 = during.refused.values().sum();
         let counts = [
             ("refused_connects", refused, Better::Lower),
+            (
+                "refused_syncs",
+                during.counted("sync_refused"),
+                Better::Lower,
+            ),
             (
                 "missed_messages",
                 u64::from(storm.count(known::WRITTEN)),
