@@ -9,8 +9,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::BenchError;
-use crate::echo::args::{EchoArgs, FloorArgs, FloorServerArgs, PairsArgs};
 use crate::budget::Budget;
+use crate::echo::args::{EchoArgs, FloorArgs, FloorServerArgs, PairsArgs};
 use crate::plan::args::PlanArgs;
 use crate::scenario::chat::ChatArgs;
 use crate::scenario::connect::ConnectArgs;

@@ -2,8 +2,8 @@
 //! processor of its own, and ends with it.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
 use std::time::{Duration, Instant};

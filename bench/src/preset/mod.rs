@@ -115,7 +115,8 @@ fn read(
 
 /// Scenarios of the command line.
 fn scenarios(bench: &Command) -> Vec<&str> {
-    let names = bench.get_subcommands().map(Command::get_name);
+    let shown = bench.get_subcommands().filter(|c| !c.is_hide_set());
+    let names = shown.map(Command::get_name);
     names.filter(|name| !TOOLS.contains(name)).collect()
 }
 
