@@ -20,6 +20,7 @@ use crate::link::grpc::{self, BadCoreUrl};
 use crate::link::manager::{AttachLocal, Attacher, run_local};
 use crate::link::{Inbox, LinkState, ToShard};
 use crate::observe::counters::{Number, Published};
+use crate::observe::memory::{IdleSession, Memory};
 use crate::observe::{self, ProcessNumbers};
 use crate::ring::{
     self, BACKLOG, Driver, DriverChoice, DriverConfig, OpenError, Waker, bind_reuseport,
@@ -120,25 +121,6 @@ struct Shared {
     failed: AtomicUsize,
 }
 
-/// User memory of an edge's tables.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Memory {
-    pub connections: u64,
-    pub slot_bytes_each: u64,
-    pub slots: u64,
-    pub identities: u64,
-    pub timers: u64,
-    pub addresses: u64,
-    pub outboxes: u64,
-}
-
-impl Memory {
-    /// All of it.
-    pub const fn total(&self) -> u64 {
-        self.slots + self.identities + self.timers + self.addresses + self.outboxes
-    }
-}
-
 impl EdgeNode {
     /// Listens, starts the shards, and begins to attach to the core.
     pub fn start(
@@ -185,6 +167,10 @@ impl EdgeNode {
                 threads.push(shard.thread);
             }
         }
+        tracing::info!(
+            "user memory of an idle session, on the edge: {}",
+            IdleSession::of_this_build()
+        );
         let hello = hello(&config, incarnation);
         let attacher = Attacher::new(inboxes, hello, shared.link.clone());
         let (link_stop, stopped) = watch::channel(false);
@@ -321,7 +307,7 @@ impl EdgeHandle {
         self.shared.published.iter().map(|p| p.get(number)).sum()
     }
 
-    /// User memory of the shards' tables.
+    /// User memory that the shards hold.
     pub fn memory(&self) -> Memory {
         let sockets = State::SHOWN.into_iter().flat_map(|state| {
             use crate::session::Transport::{Tcp, WebSocket};
@@ -329,12 +315,15 @@ impl EdgeHandle {
         });
         Memory {
             connections: sockets.flatten().map(|n| self.number(n)).sum(),
-            slot_bytes_each: Shard::SLOT_BYTES as u64,
-            slots: self.number(Number::MemorySlots),
-            identities: self.number(Number::MemoryIdentities),
-            timers: self.number(Number::MemoryTimers),
-            addresses: self.number(Number::MemoryAddresses),
-            outboxes: self.number(Number::OutboxBytes),
+            slots_bytes: self.number(Number::MemorySlots),
+            driver_slots_bytes: self.number(Number::MemoryDriverSlots),
+            identities_bytes: self.number(Number::MemoryIdentities),
+            timers_bytes: self.number(Number::MemoryTimers),
+            addresses_bytes: self.number(Number::MemoryAddresses),
+            outboxes_bytes: self.number(Number::OutboxBytes),
+            closed_bytes: self.number(Number::MemoryClosed),
+            receive_buffers_bytes: self.number(Number::MemoryBuffers),
+            queues_bytes: self.number(Number::MemoryQueues),
         }
     }
 

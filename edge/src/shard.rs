@@ -274,6 +274,7 @@ impl ShardLoop {
             link_ns: self.link_ns,
             turns: self.turns,
         };
+        self.shard.note_driver_memory(self.driver.memory());
         self.published.publish(self.shard.counters(), &stats);
         self.published_at = self.ended;
         self.dirty = false;

@@ -11,32 +11,49 @@
 //!
 //! Called by the shard's state machine alone.
 
+/// Slots of a block, so that it takes 256 bytes.
+const BLOCK: usize = 61;
+
+/// Some entries of a bucket, and the bucket's older blocks.
+#[derive(Debug)]
+struct Block {
+    next: Option<Box<Self>>,
+    used: u32,
+    slots: [u32; BLOCK],
+}
+
+const _: () = assert!(size_of::<Block>() == 256);
+
 /// Buckets: a power of two.
 const BUCKETS: u32 = 1_024;
 /// The furthest that an entry can be away.
 pub const HORIZON_TICKS: u32 = BUCKETS - 1;
-/// A bucket that grew beyond this gives its memory back when it is emptied.
-const KEPT_CAPACITY_MAX: usize = 64;
-
 /// The wheel.
 #[derive(Debug)]
 pub struct Wheel {
-    buckets: Box<[Vec<u32>]>,
+    /// Lists of blocks that exist while there is something in them: a bucket that grows copies
+    /// nothing, has next to no slack, and gives its memory back when it is emptied.
+    buckets: Box<[Option<Box<Block>>]>,
     /// A bit for each bucket that holds something.
     occupied: [u64; (BUCKETS / 64) as usize],
     /// The last tick whose bucket was emptied.
     at: u32,
     entries: usize,
+    blocks: usize,
 }
 
 impl Wheel {
+    /// Bytes of an entry.
+    pub const ENTRY_BYTES: usize = size_of::<u32>();
+
     /// Empty, with `now` already dealt with.
     pub fn new(now: u32) -> Self {
         Self {
-            buckets: (0..BUCKETS).map(|_| Vec::new()).collect(),
+            buckets: (0..BUCKETS).map(|_| None).collect(),
             occupied: [0; (BUCKETS / 64) as usize],
             at: now,
             entries: 0,
+            blocks: 0,
         }
     }
 
@@ -46,7 +63,7 @@ impl Wheel {
         let latest = self.at.saturating_add(HORIZON_TICKS);
         let tick = tick.clamp(earliest, latest);
         let bucket = tick % BUCKETS;
-        self.buckets[bucket as usize].push(slot);
+        self.push(bucket, slot);
         self.occupied[(bucket / 64) as usize] |= 1 << (bucket % 64);
         self.entries += 1;
         tick
@@ -76,19 +93,51 @@ impl Wheel {
     }
 
     /// Heap bytes held.
-    pub fn bytes(&self) -> usize {
-        let lists: usize = self.buckets.iter().map(Vec::capacity).sum();
-        lists * size_of::<u32>() + self.buckets.len() * size_of::<Vec<u32>>()
+    pub const fn bytes(&self) -> usize {
+        self.blocks * size_of::<Block>() + self.buckets.len() * size_of::<Option<Box<Block>>>()
+    }
+
+    /// Entries in all, and those of the fullest tick.
+    #[cfg(test)]
+    pub fn spread(&self) -> (usize, usize) {
+        let count = |mut at: Option<&Block>| {
+            let mut entries = 0;
+            while let Some(block) = at {
+                entries += block.used as usize;
+                at = block.next.as_deref();
+            }
+            entries
+        };
+        let fullest = self.buckets.iter().map(|b| count(b.as_deref())).max();
+        (self.entries, fullest.unwrap_or(0))
+    }
+
+    fn push(&mut self, bucket: u32, slot: u32) {
+        let bucket = &mut self.buckets[bucket as usize];
+        if bucket.as_ref().is_none_or(|b| b.used as usize == BLOCK) {
+            self.blocks += 1;
+            *bucket = Some(Box::new(Block {
+                next: bucket.take(),
+                used: 0,
+                slots: [0; BLOCK],
+            }));
+        }
+        if let Some(block) = bucket {
+            block.slots[block.used as usize] = slot;
+            block.used += 1;
+        }
     }
 
     fn empty(&mut self, tick: u32, due: &mut Vec<(u32, u32)>) {
         let bucket = tick % BUCKETS;
         self.occupied[(bucket / 64) as usize] &= !(1 << (bucket % 64));
-        let list = &mut self.buckets[bucket as usize];
-        self.entries -= list.len();
-        due.extend(list.drain(..).map(|slot| (slot, tick)));
-        if list.capacity() > KEPT_CAPACITY_MAX {
-            *list = Vec::new();
+        let mut next = self.buckets[bucket as usize].take();
+        while let Some(block) = next {
+            let slots = &block.slots[..block.used as usize];
+            due.extend(slots.iter().map(|&slot| (slot, tick)));
+            self.entries -= slots.len();
+            self.blocks -= 1;
+            next = block.next;
         }
     }
 
@@ -152,7 +201,8 @@ mod tests {
         for slot in 0..100_000 {
             wheel.file(slot, 5);
         }
-        assert!(wheel.bytes() > empty + 400_000);
+        let each = (wheel.bytes() - empty) as f64 / 100_000.0;
+        assert!((4.0..4.3).contains(&each), "{each} bytes");
         assert_eq!(expired(&mut wheel, 5).len(), 100_000);
         assert_eq!(wheel.bytes(), empty);
     }

@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 use trunkline_edge::node::CoreLink;
 use trunkline_edge::observe::admin::edge_admin_router;
 use trunkline_edge::observe::counters::Number;
+use trunkline_edge::observe::memory::IdleSession;
 use trunkline_edge::ring::DriverChoice;
 use trunkline_edge::session::{Bounds, DrainCounts};
 use trunkline_proto::client::{ServerBody, ServerFrame};
@@ -217,9 +218,55 @@ fn the_admin_pages_tell_what_is_there() {
         closed.contains("\"user\":\"bob\"") && closed.contains("end of stream")
     });
     assert!(get("/debug/conns?state=nonsense").starts_with("HTTP/1.1 400 "));
-    assert!(get("/debug/memory").contains("\"connections\":1"));
+    let memory = get("/debug/memory");
+    for part in [
+        "connections\":1,",
+        "idle_session\":{\"driver_slot\":",
+        "queues_bytes\":",
+    ] {
+        assert!(memory.contains(part), "{memory}");
+    }
     client.send("i", message("m"));
     assert!(is_ack(&client.frame(), "i", "m"));
+}
+
+/// User bytes of an idle session, with what its tables leave free: slots, ids, timers.
+const SESSION_BYTES_MAX: u64 = 128;
+
+#[test]
+fn an_idle_session_keeps_to_its_budget() {
+    const SESSIONS: u64 = 4_000;
+    let mut config = config(DriverChoice::Uring, 1);
+    config.driver_config.slots_max = 6_000;
+    let core = Arc::new(FakeCore::default());
+    let node = start(config, local(&core));
+    let handle = node.handle();
+    let before = handle.memory();
+    let clients: Vec<WsClient> = (0..SESSIONS)
+        // Ids of 20 bytes.
+        .map(|n| WsClient::connect(node.ws_addr(), &format!("user-{n:07}"), "device-1"))
+        .collect();
+    let live = || handle.number(Number::WsLive) == SESSIONS;
+    eventually("all are counted", live);
+    let memory = handle.memory();
+    println!("{memory:?}");
+    let bytes = memory.of_connections() - before.of_connections();
+    assert!(
+        bytes <= SESSIONS * SESSION_BYTES_MAX,
+        "{} bytes a session: {memory:?}",
+        bytes / SESSIONS
+    );
+    let idle = IdleSession::of_this_build();
+    let exact = idle.driver_slot + idle.session_slot + idle.timer + idle.ids;
+    assert!(
+        bytes >= SESSIONS * exact as u64,
+        "less than the types take: {memory:?}"
+    );
+    assert!(memory.receive_buffers_bytes > 0 && memory.queues_bytes > 0);
+    drop(clients);
+    eventually("all have left", || handle.memory().connections == 0);
+    node.stop();
+    node.join();
 }
 
 /// A core behind gRPC.

@@ -27,6 +27,11 @@ impl Rate {
         }
     }
 
+    /// By how many bits a compact limiter's steps are longer than a nanosecond.
+    const fn shift(self) -> u32 {
+        (64 - self.interval_ns.leading_zeros()).saturating_sub(10)
+    }
+
     /// Whether this rate limits anything.
     pub const fn is_unlimited(self) -> bool {
         self.interval_ns == 0
@@ -61,6 +66,65 @@ impl Gcra {
     }
 }
 
+/// One limiter in four bytes, for tables with an entry for each of a million: its time runs in steps
+/// of which an event is worth 512 to 1,023, and comes round after more than four million events'
+/// worth (two days at 20 a second). Whoever keeps one lets it [`CompactGcra::rest`] more often than
+/// that; else a limiter that rested for just as long may for once refuse what it should not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CompactGcra {
+    /// In steps; 0: at rest.
+    next: u32,
+}
+
+/// The furthest that a compact limiter may run ahead of the clock, in steps.
+const STEPS_AHEAD_MAX: u64 = 1 << 30;
+
+impl CompactGcra {
+    /// As [`CompactGcra::bits`] gave it.
+    pub const fn from_bits(bits: u32) -> Self {
+        Self { next: bits }
+    }
+
+    /// As a number; 0: at rest.
+    pub const fn bits(self) -> u32 {
+        self.next
+    }
+
+    /// Takes one event at `now_ns`, or says after how many ms it may be tried again.
+    pub fn take(&mut self, rate: Rate, now_ns: u64) -> Result<(), u32> {
+        if rate.is_unlimited() {
+            return Ok(());
+        }
+        let shift = rate.shift();
+        let interval = rate.interval_ns >> shift;
+        let tolerance = (rate.tolerance_ns / rate.interval_ns * interval).min(STEPS_AHEAD_MAX);
+        self.rest(rate, now_ns);
+        let now = (now_ns >> shift) as u32;
+        let next = if self.next == 0 { now } else { self.next };
+        let ahead = u64::from(next.wrapping_sub(now));
+        if ahead > tolerance {
+            let wait_ms = ((ahead - tolerance) << shift).div_ceil(1_000_000);
+            return Err(u32::try_from(wait_ms).unwrap_or(u32::MAX).max(1));
+        }
+        // 0 is taken: one step off.
+        self.next = match next.wrapping_add(interval as u32) {
+            0 => 1,
+            next => next,
+        };
+        Ok(())
+    }
+
+    /// Notes that it is at rest, if it is.
+    pub const fn rest(&mut self, rate: Rate, now_ns: u64) {
+        let now = (now_ns >> rate.shift()) as u32;
+        // Never further ahead than tolerance and one event: what seems so lies in the past.
+        let ahead = self.next.wrapping_sub(now) as u64;
+        if ahead == 0 || ahead > STEPS_AHEAD_MAX + 1_024 {
+            self.next = 0;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,6 +150,52 @@ mod tests {
             .filter(|_| limiter.take(rate, 2 * SECOND).is_ok())
             .count();
         assert_eq!(later, 19);
+    }
+
+    #[test]
+    fn four_bytes_limit_as_eight_do() {
+        for (per_second, burst) in [
+            (20, 40),
+            (1, 1),
+            (1_000_000, 1_000),
+            (3, 1_000_000),
+            (999, 7),
+        ] {
+            let rate = Rate::new(per_second, burst);
+            let interval = 1_000_000_000 / u64::from(per_second);
+            // Across the point where the steps come round, and long after.
+            for start in [0, 1, interval << 23, u64::MAX >> 2] {
+                let (mut small, mut large) = (CompactGcra::default(), Gcra::default());
+                let (mut of_small, mut of_large) = (0_i64, 0_i64);
+                for step in 0..3_000 {
+                    let now = start + step * interval / 3;
+                    of_small += i64::from(small.take(rate, now).is_ok());
+                    of_large += i64::from(large.take(rate, now).is_ok());
+                }
+                let off = (of_small - of_large).abs();
+                assert!(off <= 5, "{rate:?}: {of_small} for {of_large}");
+                // Refused, it may be tried again when it says.
+                let now = start + 1_000 * interval;
+                let refused = (0..burst + 2_000).find_map(|_| small.take(rate, now).err());
+                let wait = refused.expect("a refusal");
+                assert!(small.take(rate, now + u64::from(wait) * 1_000_000).is_ok());
+            }
+        }
+    }
+
+    #[test]
+    fn a_compact_limiter_rests() {
+        let rate = Rate::new(20, 40);
+        let mut limiter = CompactGcra::default();
+        assert!(limiter.take(rate, SECOND).is_ok());
+        limiter.rest(rate, SECOND);
+        assert_ne!(limiter, CompactGcra::default());
+        limiter.rest(rate, 2 * SECOND);
+        assert_eq!(limiter, CompactGcra::default());
+        // Without resting, it comes round: at the worst it is taken for one that was just used.
+        assert!(limiter.take(rate, SECOND).is_ok());
+        let round = 1 << (32 + rate.shift());
+        assert!(limiter.take(rate, SECOND + round).is_ok());
     }
 
     #[test]

@@ -134,13 +134,11 @@ pub fn driver_config(settings: &Settings) -> DriverConfig {
         // The kernel spreads arrivals by hash: a shard may get somewhat more than its share.
         Some(all) => {
             let share = all.div_ceil(shards).saturating_mul(9) / 8 + 64;
-            let DriverConfig {
-                slots_max, rings, ..
-            } = DriverConfig::for_connections(share);
             DriverConfig {
-                slots_max,
-                rings,
-                ..sized
+                receive: sized.receive,
+                buffers: sized.buffers,
+                buffer_size: sized.buffer_size,
+                ..DriverConfig::for_connections(share)
             }
         }
         None => DriverConfig {

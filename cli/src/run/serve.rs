@@ -2,15 +2,17 @@
 
 use std::future::IntoFuture as _;
 
-use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
-use trunkline_core::rest::{core_debug_router, serve_http};
+use trunkline_core::rest::{CoreMemory, core_debug_router, serve_http};
 use trunkline_core::runtime::CoreHandle;
 use trunkline_edge::node::{CoreLink, EdgeHandle, EdgeNode};
 use trunkline_edge::observe::admin::edge_debug_router;
+use trunkline_edge::observe::memory::MemoryPage;
 
 use super::listen::{Listening, bind, openable};
 use super::signals::Ending;
@@ -115,6 +117,7 @@ fn announce(
 fn admin_router(edge: EdgeHandle, core: CoreHandle) -> Router {
     let (ready_edge, ready_core) = (edge.clone(), core.clone());
     let (metrics_edge, metrics_core) = (edge.clone(), core.clone());
+    let (memory_edge, memory_core) = (edge.clone(), core.clone());
     let healthy = edge.clone();
     Router::new()
         .route("/healthz", get(async move || health(healthy.is_healthy())))
@@ -126,8 +129,20 @@ fn admin_router(edge: EdgeHandle, core: CoreHandle) -> Router {
             "/metrics",
             get(async move || metrics(&metrics_edge, &metrics_core)),
         )
+        .route(
+            "/debug/memory",
+            get(async move || Json(memory(&memory_edge, &memory_core))),
+        )
         .merge(edge_debug_router(edge))
         .merge(core_debug_router(core))
+}
+
+/// What both tiers hold: the edge's page, and the core's within it.
+fn memory(edge: &EdgeHandle, core: &CoreHandle) -> Value {
+    // Of numbers under fixed names, which JSON can always hold.
+    let mut page = serde_json::to_value(MemoryPage::from(edge.memory())).unwrap_or_default();
+    page["core"] = serde_json::to_value(CoreMemory::of(core)).unwrap_or_default();
+    page
 }
 
 const fn health(is_healthy: bool) -> (StatusCode, &'static str) {

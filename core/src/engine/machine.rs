@@ -129,6 +129,7 @@ impl Engine {
             edges: edges as u64,
             sessions: sessions as u64,
             users: users as u64,
+            registry: self.front.registry.bytes(),
             conversations: self.cache.slots.len() as u64,
             dedup_entries: self.cache.dedup_entries as u64,
             operations_open: self.open.operations as u64,

@@ -28,9 +28,11 @@ mod conversation;
 mod dedup;
 mod fanout;
 mod gather;
+mod handles;
 mod hash;
 mod machine;
 mod membership;
+mod names;
 mod read;
 mod receipts;
 mod registry;
@@ -46,7 +48,7 @@ mod work;
 mod tests;
 
 pub use machine::Engine;
-pub use stats::EngineStats;
+pub use stats::{EngineStats, RegisteredSession, RegistryBytes};
 
 use std::sync::Arc;
 

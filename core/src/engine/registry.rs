@@ -6,28 +6,41 @@
 //! 2. A session belongs to one user and one attached edge, and leaves with its edge.
 //! 3. A user's limiter outlives its sessions until it is idle: to reconnect refills no bucket.
 //!
-//! Memory: a session is 32 bytes, a user 32 and its id, each with a table slot of about 8; devices
-//! are kept as hashes. Nothing is allocated for a session beyond that.
+//! Memory: a session is 32 bytes and 4 of index, a user 32, its id and 6 to 11 of hash table; devices
+//! are kept as hashes. Nothing is allocated for a session beyond that, and growing copies next to
+//! nothing: slabs and index grow by pages, the hash table in parts. [`Registry::bytes`] tells.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroU32;
 
-use hashbrown::HashTable;
 use trunkline_proto::gcra::{Gcra, Rate};
 use trunkline_proto::link::EdgeHello;
 
 use super::EdgeKey;
+use super::handles::Handles;
 use super::hash::Seeded;
+use super::names::Names;
 use super::reply::SessionRef;
 use super::slab::{NONE, Slab};
+use super::stats::{RegisteredSession, RegistryBytes};
 
-/// A user, for as long as it is retained.
+/// A user, for as long as it is retained. One more than its index: that it is never 0 spares the
+/// slab of sessions a mark for those that are free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct UserRef(u32);
+pub(super) struct UserRef(NonZeroU32);
 
 impl UserRef {
+    fn new(index: u32) -> Self {
+        Self(NonZeroU32::MIN.saturating_add(index))
+    }
+
+    const fn index(self) -> u32 {
+        self.0.get() - 1
+    }
+
     /// A number that tells users apart.
     pub const fn number(self) -> u64 {
-        self.0 as u64
+        self.index() as u64
     }
 }
 
@@ -41,6 +54,9 @@ struct User {
 }
 
 const FADING: u32 = 1 << 31;
+
+/// Room for users to be looked at that a quiet registry keeps.
+const FADING_KEPT: usize = 1_024;
 
 /// Users looked at when a turn ends, to forget them.
 const SWEPT_PER_TURN_MAX: usize = 8_192;
@@ -93,18 +109,43 @@ pub(super) struct Edge {
     /// 0: no limit.
     pub sessions_per_user_max: u32,
     resume_from_ms: u64,
-    by_handle: HashTable<u32>,
+    by_handle: Handles,
     /// Operations dealt with in this turn.
     settled: u32,
 }
 
-const _: () = assert!(size_of::<Session>() <= 32 && size_of::<User>() <= 32);
+const _: () = assert!(
+    Slab::<Session>::ENTRY_BYTES <= 32 && Slab::<User>::ENTRY_BYTES <= 32,
+    "a million users: each byte here is a megabyte"
+);
+
+impl RegisteredSession {
+    /// As the types are.
+    pub const fn of_this_build() -> Self {
+        Self {
+            session: Slab::<Session>::ENTRY_BYTES,
+            handle: Handles::ENTRY_BYTES,
+            user: Slab::<User>::ENTRY_BYTES,
+            id: allocated(Self::ID_BYTES),
+            name: Names::ENTRY_BYTES_MAX,
+        }
+    }
+}
+
+const _: () = assert!(RegisteredSession::of_this_build().total() <= 96);
+
+/// What the allocator makes of an allocation of `bytes`: it rounds to 16.
+const fn allocated(bytes: usize) -> usize {
+    bytes.next_multiple_of(16)
+}
 
 /// Users, sessions and edges.
 pub(super) struct Registry {
     hash: Seeded,
     users: Slab<User>,
-    by_name: HashTable<u32>,
+    by_name: Names,
+    /// Heap bytes of all users' ids.
+    ids_bytes: usize,
     sessions: Slab<Session>,
     edges: BTreeMap<EdgeKey, Edge>,
     /// Users whom nobody held when they were queued.
@@ -118,7 +159,8 @@ impl Registry {
         Self {
             hash,
             users: Slab::new(),
-            by_name: HashTable::new(),
+            by_name: Names::new(),
+            ids_bytes: 0,
             sessions: Slab::new(),
             edges: BTreeMap::new(),
             fading: VecDeque::new(),
@@ -130,14 +172,27 @@ impl Registry {
         (self.edges.len(), self.sessions.len(), self.users.len())
     }
 
+    /// What the registry takes, by part.
+    pub fn bytes(&self) -> RegistryBytes {
+        let handles: usize = self.edges.values().map(|e| e.by_handle.bytes()).sum();
+        let fading = self.fading.capacity() * size_of::<UserRef>();
+        RegistryBytes {
+            sessions: self.sessions.bytes() as u64,
+            handles: handles as u64,
+            users: (self.users.bytes() + fading) as u64,
+            ids: self.ids_bytes as u64,
+            names: self.by_name.bytes() as u64,
+        }
+    }
+
     // ---- users ----
 
     /// The user with this id, made known if need be.
     pub fn intern(&mut self, name: &str) -> UserRef {
         let hash = self.hash.text(name);
         let users = &self.users;
-        if let Some(&index) = self.by_name.find(hash, |&i| &*users[i].name == name) {
-            return UserRef(index);
+        if let Some(index) = self.by_name.find(hash, |i| &*users[i].name == name) {
+            return UserRef::new(index);
         }
         let index = self.users.insert(User {
             name: name.into(),
@@ -145,24 +200,25 @@ impl Registry {
             first: NONE,
             refs: FADING,
         });
-        let (seed, users) = (self.hash, &self.users);
+        self.ids_bytes += allocated(name.len());
+        let users = &self.users;
         self.by_name
-            .insert_unique(hash, index, |&i| seed.text(&users[i].name));
-        self.fading.push_back(UserRef(index));
-        UserRef(index)
+            .insert(self.hash, name, index, |i| &users[i].name);
+        self.fading.push_back(UserRef::new(index));
+        UserRef::new(index)
     }
 
     /// The user's id.
     pub fn name(&self, user: UserRef) -> &str {
-        &self.users[user.0].name
+        &self.users[user.index()].name
     }
 
     pub fn retain(&mut self, user: UserRef) {
-        self.users[user.0].refs += 1;
+        self.users[user.index()].refs += 1;
     }
 
     pub fn release(&mut self, user: UserRef) {
-        let entry = &mut self.users[user.0];
+        let entry = &mut self.users[user.index()];
         debug_assert!(entry.refs & !FADING > 0, "user released more than retained");
         entry.refs -= 1;
         if entry.refs == 0 {
@@ -173,7 +229,7 @@ impl Registry {
 
     /// Takes one send of `user` at `rate`, or says after how many ms to try again.
     pub fn take_send(&mut self, user: UserRef, rate: Rate, now_ns: u64) -> Result<(), u32> {
-        self.users[user.0].limiter.take(rate, now_ns)
+        self.users[user.index()].limiter.take(rate, now_ns)
     }
 
     /// Forgets users whom nobody holds, some at a time. Called when a turn ends; stops at the first
@@ -181,9 +237,11 @@ impl Registry {
     pub fn sweep(&mut self, now_ns: u64) {
         for _ in 0..SWEPT_PER_TURN_MAX {
             let Some(user) = self.fading.pop_front() else {
+                // A crowd that left at once must not hold on to its room for ever.
+                self.fading.shrink_to(FADING_KEPT);
                 return;
             };
-            let entry = &mut self.users[user.0];
+            let entry = &mut self.users[user.index()];
             if entry.refs != FADING {
                 entry.refs &= !FADING;
                 continue;
@@ -193,10 +251,9 @@ impl Registry {
                 break;
             }
             let hash = self.hash.text(&entry.name);
-            if let Ok(found) = self.by_name.find_entry(hash, |&i| i == user.0) {
-                found.remove();
-            }
-            self.users.remove(user.0);
+            self.ids_bytes -= allocated(entry.name.len());
+            self.by_name.remove(hash, user.index());
+            self.users.remove(user.index());
         }
     }
 
@@ -209,7 +266,7 @@ impl Registry {
 
     /// The user's sessions, newest first.
     pub fn sessions_of(&self, user: UserRef) -> impl Iterator<Item = &Session> {
-        let mut next = self.users[user.0].first;
+        let mut next = self.users[user.index()].first;
         std::iter::from_fn(move || {
             let session = self.sessions.get(next)?;
             next = session.next;
@@ -228,10 +285,9 @@ impl Registry {
 
     fn index(&self, edge: EdgeKey, handle: u64) -> Option<u32> {
         let entry = self.edges.get(&edge)?;
-        let index = entry.by_handle.find(self.hash.number(handle), |&i| {
-            self.sessions[i].handle == handle
-        })?;
-        Some(*index)
+        entry
+            .by_handle
+            .find(self.hash, handle, |i| self.sessions[i].handle)
     }
 
     /// Registers a session of an attached edge, under a handle that is not in use.
@@ -244,16 +300,14 @@ impl Registry {
             device,
             user,
             edge,
-            next: self.users[user.0].first,
+            next: self.users[user.index()].first,
             began_and_awaits: began.0 << 1,
         });
-        let (seed, sessions) = (self.hash, &self.sessions);
+        let sessions = &self.sessions;
         entry
             .by_handle
-            .insert_unique(seed.number(handle), index, |&i| {
-                seed.number(sessions[i].handle)
-            });
-        self.users[user.0].first = index;
+            .insert(self.hash, handle, index, |i| sessions[i].handle);
+        self.users[user.index()].first = index;
         self.retain(user);
     }
 
@@ -263,13 +317,12 @@ impl Registry {
             return false;
         };
         let sessions = &self.sessions;
-        let Ok(found) = entry
+        let removed = entry
             .by_handle
-            .find_entry(self.hash.number(handle), |&i| sessions[i].handle == handle)
-        else {
+            .remove(self.hash, handle, |i| sessions[i].handle);
+        let Some(index) = removed else {
             return false;
         };
-        let (index, _) = found.remove();
         self.unlink(index);
         true
     }
@@ -288,7 +341,7 @@ impl Registry {
     pub fn take_awaiting_hints(&mut self, user: UserRef) -> (Vec<SessionRef>, u64) {
         let mut found = Vec::new();
         let mut resume_from_ms = u64::MAX;
-        let mut next = self.users[user.0].first;
+        let mut next = self.users[user.index()].first;
         while let Some(session) = self.sessions.get_mut(next) {
             next = session.next;
             if session.awaits_hints() {
@@ -308,7 +361,7 @@ impl Registry {
         let Some(session) = self.sessions.remove(index) else {
             return;
         };
-        let user = &mut self.users[session.user.0];
+        let user = &mut self.users[session.user.index()];
         if user.first == index {
             user.first = session.next;
         } else {
@@ -344,7 +397,7 @@ impl Registry {
                 sessions_per_user_max: hello.sessions_per_user_max,
                 resume_from_ms: hello.resume_from_ms,
                 id: hello.edge_id,
-                by_handle: HashTable::new(),
+                by_handle: Handles::new(),
                 settled: 0,
             },
         );
@@ -355,7 +408,7 @@ impl Registry {
         let Some(entry) = self.edges.remove(&edge) else {
             return false;
         };
-        let mut indexes: Vec<u32> = entry.by_handle.iter().copied().collect();
+        let mut indexes: Vec<u32> = entry.by_handle.iter().collect();
         // Freed in an order that does not hang on the table's.
         indexes.sort_unstable();
         for index in indexes {
@@ -389,5 +442,44 @@ impl Registry {
                 (settled > 0).then_some((key, settled))
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a user with an id of 16 bytes and one session, whatever their number.
+    const BYTES_MAX: usize = 128;
+
+    #[test]
+    fn a_user_with_one_session_keeps_to_the_budget_at_every_size() {
+        let mut registry = Registry::new(Seeded(5));
+        let edge = EdgeKey(1);
+        registry.attach(edge, EdgeHello::default());
+        let mut largest = 0;
+        for n in 0..300_000_u32 {
+            let user = registry.intern(&format!("user-{n:011}"));
+            let handle = trunkline_proto::ports::Handle {
+                shard: (n % 2) as u8,
+                slot: n / 2,
+                generation: 1,
+            };
+            let began = Began::before(0, 0);
+            registry.open(edge, handle.to_u64(), user, u64::from(n), began);
+            registry.sweep(0);
+            if n >= 20_000 && n.is_multiple_of(500) {
+                largest = largest.max(registry.bytes().total() as usize / n as usize);
+            }
+        }
+        println!("at most {largest} bytes; in the end {:?}", registry.bytes());
+        assert!(largest <= BYTES_MAX, "{largest} bytes");
+        assert!(
+            largest <= RegisteredSession::of_this_build().total() + 4,
+            "{largest} bytes"
+        );
+        assert_eq!(registry.counts(), (1, 300_000, 300_000));
+        assert!(registry.detach(edge));
+        assert_eq!(registry.counts().1, 0);
     }
 }

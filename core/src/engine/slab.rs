@@ -34,6 +34,15 @@ impl<T> Slab<T> {
         self.len
     }
 
+    /// Bytes that a value takes in here.
+    pub const ENTRY_BYTES: usize = size_of::<Entry<T>>();
+
+    /// Heap bytes held, those of free entries among them.
+    pub const fn bytes(&self) -> usize {
+        self.pages.len() * PAGE * Self::ENTRY_BYTES
+            + self.pages.capacity() * size_of::<Box<[Entry<T>]>>()
+    }
+
     pub fn insert(&mut self, value: T) -> u32 {
         if self.free == NONE {
             self.grow();

@@ -1,5 +1,70 @@
 //! What the engine counts, for the metrics of the process that runs it.
 
+use std::fmt;
+
+use serde::Serialize;
+
+/// Bytes that the only session of a user takes in the registry, part by part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct RegisteredSession {
+    pub session: usize,
+    /// From the edge's handle to the session.
+    pub handle: usize,
+    pub user: usize,
+    /// The user's id, of [`RegisteredSession::ID_BYTES`].
+    pub id: usize,
+    /// From the user's id to the user, at the most.
+    pub name: usize,
+}
+
+impl RegisteredSession {
+    /// How long a user id is taken to be.
+    pub const ID_BYTES: usize = 16;
+
+    /// The sum.
+    pub const fn total(self) -> usize {
+        self.session + self.handle + self.user + self.id + self.name
+    }
+}
+
+impl fmt::Display for RegisteredSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "session {} + handle {} + user {} + id of {} bytes {} + hash table {} = {} bytes",
+            self.session,
+            self.handle,
+            self.user,
+            Self::ID_BYTES,
+            self.id,
+            self.name,
+            self.total()
+        )
+    }
+}
+
+/// Heap bytes of the registry, by part: what is allocated, used or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RegistryBytes {
+    /// Sessions.
+    pub sessions: u64,
+    /// From an edge's handle to the session.
+    pub handles: u64,
+    /// Users, their ids apart.
+    pub users: u64,
+    /// Users' ids.
+    pub ids: u64,
+    /// From a user's id to the user.
+    pub names: u64,
+}
+
+impl RegistryBytes {
+    /// All of it.
+    pub const fn total(&self) -> u64 {
+        self.sessions + self.handles + self.users + self.ids + self.names
+    }
+}
+
 /// Counters since the start and gauges of the present. Read at any time between turns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EngineStats {
@@ -55,6 +120,8 @@ pub struct EngineStats {
     pub sessions: u64,
     /// Users that are known at present, with a session or not.
     pub users: u64,
+    /// Memory of the registry.
+    pub registry: RegistryBytes,
     /// Conversations in memory.
     pub conversations: u64,
     /// Entries of all dedup windows.

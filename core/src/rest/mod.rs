@@ -33,7 +33,9 @@ use tokio::net::TcpListener;
 use trunkline_identity::Verifier;
 use trunkline_proto::limits;
 
-pub use self::admin::{METRICS_CONTENT_TYPE, core_admin_router, core_debug_router, serve_admin};
+pub use self::admin::{
+    CoreMemory, METRICS_CONTENT_TYPE, core_admin_router, core_debug_router, serve_admin,
+};
 pub use self::listen::{HTTP_CONNECTIONS_MAX, HTTP_IDLE_MAX, HTTP_SHUTDOWN_MAX};
 use self::problem::Problem;
 use crate::runtime::{CoreHandle, RequestLabels};

@@ -32,7 +32,9 @@ use self::metrics::Metrics;
 pub(crate) use self::metrics::RequestLabels;
 use self::queue::{Sender, queue};
 use self::streams::Bounds;
-use crate::engine::{EdgeKey, Engine, EngineConfig, EngineStats, Input, Request, Response};
+use crate::engine::{
+    EdgeKey, Engine, EngineConfig, EngineStats, Input, RegisteredSession, Request, Response,
+};
 use crate::store::stats::StoreStats;
 use crate::store::{MessageStore, StoreError};
 
@@ -194,6 +196,10 @@ pub struct Core {
 impl Core {
     /// Starts the threads. Blocks until the store has told its message id floor.
     pub fn start(config: CoreConfig, store: Arc<dyn MessageStore>) -> Result<Self, StartError> {
+        tracing::info!(
+            "user memory of a user with one session, in the core: {}",
+            RegisteredSession::of_this_build()
+        );
         let (events, events_rx) = queue();
         let (commits, commits_rx) = crossbeam_channel::unbounded();
         let (reads, reads_rx) = crossbeam_channel::unbounded();

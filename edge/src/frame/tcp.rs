@@ -59,6 +59,11 @@ pub struct Decoder {
 }
 
 impl Decoder {
+    /// Whether it holds nothing that a new one would not.
+    pub const fn is_idle(&self) -> bool {
+        self.partial.is_none() && !self.ended
+    }
+
     /// Bytes kept of a frame that came in part.
     pub fn kept_bytes(&self) -> usize {
         let partial = self.partial.as_ref();

@@ -306,6 +306,11 @@ impl Decoder {
         self.ended
     }
 
+    /// Whether it holds nothing that a new one without an inflater would not.
+    pub const fn is_idle(&self) -> bool {
+        self.partial.is_none() && self.inflater.is_none() && !self.ended
+    }
+
     /// Bytes kept of what came in part.
     pub fn kept_bytes(&self) -> usize {
         let Some(partial) = &self.partial else {

@@ -7,8 +7,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
+use super::memory::MemoryPage;
 use crate::node::EdgeHandle;
 use crate::session;
 
@@ -22,15 +22,15 @@ pub fn edge_admin_router(handle: EdgeHandle) -> Router {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
+        .route("/debug/memory", get(memory))
         .with_state(handle.clone())
         .merge(edge_debug_router(handle))
 }
 
-/// `/debug/conns` and `/debug/memory` alone, to merge with another admin server's pages.
+/// `/debug/conns` alone, to merge with another admin server's pages.
 pub fn edge_debug_router(handle: EdgeHandle) -> Router {
     Router::new()
         .route("/debug/conns", get(conns))
-        .route("/debug/memory", get(memory))
         .with_state(handle)
 }
 
@@ -86,20 +86,6 @@ async fn conns(State(edge): State<EdgeHandle>, Query(query): Query<ConnsQuery>) 
     Json(Page { connections }).into_response()
 }
 
-async fn memory(State(edge): State<EdgeHandle>) -> Response {
-    let memory = edge.memory();
-    let total = memory.total();
-    let per_connection = total.checked_div(memory.connections).unwrap_or(0);
-    Json(json!({
-        "connections": memory.connections,
-        "slot_bytes_each": memory.slot_bytes_each,
-        "slots_bytes": memory.slots,
-        "identities_bytes": memory.identities,
-        "timers_bytes": memory.timers,
-        "addresses_bytes": memory.addresses,
-        "outboxes_bytes": memory.outboxes,
-        "total_bytes": total,
-        "bytes_per_connection": per_connection,
-    }))
-    .into_response()
+async fn memory(State(edge): State<EdgeHandle>) -> Json<MemoryPage> {
+    Json(edge.memory().into())
 }

@@ -146,6 +146,10 @@ numbers! {
         MemoryIdentities "what=\"identities\""
         MemoryTimers "what=\"timers\""
         MemoryAddresses "what=\"addresses\""
+        MemoryClosed "what=\"closed\""
+        MemoryDriverSlots "what=\"driver_slots\""
+        MemoryBuffers "what=\"receive_buffers\""
+        MemoryQueues "what=\"queues\""
     }
 }
 

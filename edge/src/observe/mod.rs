@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod counters;
+pub mod memory;
 
 use std::fmt::Write as _;
 

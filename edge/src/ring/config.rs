@@ -141,10 +141,18 @@ impl DriverConfig {
             wanted * 100 / FILL_PERCENT
         };
         let slots = slots.min(u64::from(rings) * limit);
+        let one = Self::default();
+        // Many rings share the work of one: each needs less room for it.
+        let (sq_entries, cq_entries) = match rings {
+            1..=4 => (one.sq_entries, one.cq_entries),
+            _ => (one.sq_entries / 4, one.cq_entries / 2),
+        };
         Self {
             slots_max: slots.min(u64::from(token::SLOTS_LIMIT)) as u32,
             rings,
-            ..Self::default()
+            sq_entries,
+            cq_entries,
+            ..one
         }
     }
 

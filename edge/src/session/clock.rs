@@ -12,6 +12,9 @@ use crate::frame::encode;
 use crate::observe::counters::Number;
 use crate::ring::ConnId;
 
+/// Room for entries that are due that a quiet shard keeps.
+const DUE_KEPT: usize = 1_024;
+
 impl Shard {
     /// The tick at which `ms` from now have surely passed.
     pub(super) fn ticks_ahead(&self, ms: u64) -> u32 {
@@ -40,7 +43,7 @@ impl Shard {
     /// The tick at which something is to be done about the connection; 0: never.
     fn next_due(&self, conn: &Conn) -> u32 {
         if conn.state != State::Live {
-            return conn.deadline;
+            return conn.deadline();
         }
         let silence = if conn.has(flag::PROBED) {
             silence_max_ms(self.settings.heartbeat_ms)
@@ -75,6 +78,8 @@ impl Shard {
             self.look_at(id);
             self.arm(id);
         }
+        // A crowd that was due at once must not hold on to its room for ever.
+        due.shrink_to(DUE_KEPT);
         self.due = due;
     }
 
@@ -86,10 +91,10 @@ impl Shard {
         match state {
             State::Free => {}
             State::Live => self.look_at_live(id),
-            _ if self.tick < conn.deadline => {}
+            _ if self.tick < conn.deadline() => {}
             State::Closing => {
                 // Once: the driver's answer ends the connection.
-                conn.deadline = 0;
+                conn.set_deadline(0);
                 self.drop_now(id, End::Error);
             }
             State::Handshake | State::AwaitConnect | State::Registering => {
@@ -106,6 +111,7 @@ impl Shard {
         let Some(conn) = self.slots.get_mut(id) else {
             return;
         };
+        conn.rest_sends(self.send_rate, self.now.mono_ns);
         if conn.expires_at != 0 && u64::from(conn.expires_at) <= now_s {
             self.unauthorized(id, "", "the token has expired");
             return;

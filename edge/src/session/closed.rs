@@ -39,6 +39,13 @@ impl ClosedLog {
         self.records.push_back(record);
     }
 
+    /// Heap bytes held.
+    pub fn bytes(&self) -> usize {
+        let ids = |r: &ClosedRecord| r.user.capacity() + r.device.capacity();
+        self.records.capacity() * size_of::<ClosedRecord>()
+            + self.records.iter().map(ids).sum::<usize>()
+    }
+
     /// Newest first.
     pub fn newest(&self, limit: usize) -> impl Iterator<Item = &ClosedRecord> {
         self.records.iter().rev().take(limit)

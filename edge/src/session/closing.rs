@@ -9,7 +9,7 @@ use trunkline_proto::codes::{Close, Code};
 
 use super::closed::ClosedRecord;
 use super::outbox::Outbox;
-use super::slots::{Codec, flag};
+use super::slots::flag;
 use super::{End, Shard, State, Transport};
 use crate::frame::encode;
 use crate::frame::encode_once::encode as encode_frame;
@@ -32,33 +32,29 @@ impl Shard {
         self.turns.forget(conn);
         let accepted_at = conn.accepted_at;
         let age_ms = self.ms_since(accepted_at);
-        let Some(mut conn) = self.slots.remove(id) else {
+        let Some(removed) = self.slots.remove(id) else {
             return;
         };
+        let conn = removed.conn;
         if let Some(gauge) = Number::sockets(conn.state, conn.transport()) {
             self.counters.sub(gauge, 1);
         }
-        self.counters
-            .sub(Number::MemoryIdentities, conn.identity_bytes() as u64);
         self.counters.inc(Number::closed(conn.end));
-        let (peer, transport) = (conn.peer(), conn.transport().name());
-        let (identity, user_len) = conn.take_identity();
-        let identity = identity.unwrap_or_default();
-        let (user, device) = identity.split_at(user_len);
+        let (bytes_in, bytes_out) = conn.bytes_in_out();
         self.closed.push(ClosedRecord {
             at_ms: self.now.unix_ms,
-            user: user.to_owned(),
-            device: device.to_owned(),
+            user: removed.user,
+            device: removed.device,
             reason: conn.end.reason(),
             code: match conn.end {
                 End::Ours(close) => close.code(),
                 _ => 0,
             },
-            transport,
+            transport: conn.transport().name(),
             age_ms,
-            bytes_in: conn.bytes_in,
-            bytes_out: conn.bytes_out,
-            peer,
+            bytes_in,
+            bytes_out,
+            peer: removed.peer,
         });
     }
 
@@ -87,7 +83,7 @@ impl Shard {
         self.finish(id, Close::SlowConsumer, None);
         let deadline = self.ticks_ahead(self.settings.slow_linger_ms);
         if let Some(conn) = self.slots.get_mut(id) {
-            conn.deadline = deadline;
+            conn.set_deadline(deadline);
         }
     }
 
@@ -183,16 +179,12 @@ impl Shard {
         }
         let was_live = conn.state == State::Live;
         conn.end = end;
-        conn.deadline = deadline;
-        conn.codec = Codec::None;
-        if let Some(cold) = conn.cold.as_mut() {
-            cold.head = Vec::new();
-            cold.queue = Default::default();
-            cold.connect_id = String::new();
-        }
-        conn.tidy();
+        conn.drop_incoming();
         self.forget_announcement(id);
         self.set_state(id, State::Closing);
+        if let Some(conn) = self.slots.get_mut(id) {
+            conn.set_deadline(deadline);
+        }
         if was_live {
             self.count_drained(end);
         }
@@ -206,7 +198,7 @@ impl Shard {
         };
         let before = Number::sockets(conn.state, conn.transport());
         let after = Number::sockets(state, conn.transport());
-        conn.state = state;
+        conn.enter(state);
         if let (Some(before), Some(after)) = (before, after) {
             self.counters.sub(before, 1);
             self.counters.inc(after);

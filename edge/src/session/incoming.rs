@@ -1,8 +1,6 @@
 //! From bytes to what a client wants: frames are decoded where they lie, answered here if the edge
 //! can, and handed to the core otherwise.
 
-use std::mem;
-
 use prost::Message as _;
 use trunkline_proto::client::{
     ClientBody, ClientFrame, Error, Pong, SendMessage, ServerBody, ServerFrame,
@@ -34,7 +32,7 @@ impl Shard {
         };
         conn.last_seen = tick;
         conn.clear(flag::PROBED);
-        conn.bytes_in += data.len() as u64;
+        conn.count_in(data.len());
         self.counters.add(Number::BytesIn, data.len() as u64);
         match conn.state {
             State::Handshake => self.read_handshake(id, data),
@@ -48,7 +46,7 @@ impl Shard {
             return;
         };
         // Out of the slot while it is used: what it hands out borrows from it.
-        let codec = match mem::take(&mut conn.codec) {
+        let codec = match conn.take_codec() {
             Codec::None => return,
             Codec::Ws(mut decoder) => {
                 self.read_ws(id, &mut decoder, data);
@@ -62,7 +60,7 @@ impl Shard {
         if let Some(conn) = self.slots.get_mut(id)
             && conn.state != State::Closing
         {
-            conn.codec = codec;
+            conn.put_codec(codec);
         }
     }
 
@@ -260,7 +258,7 @@ impl Shard {
         let Some(conn) = self.slots.get_mut(id) else {
             return;
         };
-        match conn.sends.take(self.send_rate, now_ns) {
+        match conn.take_send(self.send_rate, now_ns) {
             Ok(()) => {
                 conn.refused = 0;
                 self.forward(id, frame);

@@ -7,7 +7,7 @@
 //! be sent is gathered for each connection and leaves once, at the end.
 //!
 //! # Layout
-//! - `slots`: the table of connections, a few cache lines each
+//! - `slots`: the table of connections, a cache line each; `texts`: their ids
 //! - `opening`: accept, HTTP upgrade, `connect`, registration
 //! - `incoming`: bytes to frames to operations of the core
 //! - `closing`: every way in which a connection ends; `closed`: the last ones, with reasons
@@ -23,8 +23,8 @@
 //! 2. The core hears `opened` before a session's first frame and `closed` after its last, on each
 //!    attachment.
 //! 3. Every client frame of a live session is answered here or goes up, once, in order.
-//! 4. A connection costs its slot, its ids and four to eight bytes in the timer wheel; all else is
-//!    there only while it is used.
+//! 4. A connection costs its slot, its ids and four bytes in the timer wheel; all else is there
+//!    only while it is used.
 
 mod addresses;
 mod arena;
@@ -37,6 +37,7 @@ mod opening;
 mod outbox;
 mod settings;
 mod slots;
+mod texts;
 mod turns;
 
 #[cfg(test)]
@@ -44,6 +45,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,7 +68,7 @@ pub use slots::{End, State, Transport};
 use crate::frame::encode_once::{Encoding, encode};
 use crate::link::uplink::{Credit, Uplink};
 use crate::observe::counters::{Counters, Number};
-use crate::ring::ConnId;
+use crate::ring::{ConnId, DriverMemory};
 use crate::timers::Wheel;
 use addresses::Addresses;
 use closed::ClosedLog;
@@ -79,6 +81,8 @@ use turns::Turns;
 const ANNOUNCED_PER_TURN: usize = 1_024;
 /// Bytes that the buffer for encoding keeps from one turn to the next.
 const SCRATCH_KEPT_BYTES: usize = 16 * 1024;
+/// The address of a peer that nobody knows.
+const UNKNOWN_PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 /// Connections looked at for one debug page: what lies beyond is left out.
 const LISTED_FROM_MAX: usize = 65_536;
 
@@ -112,7 +116,7 @@ pub struct ConnInfo {
     pub encoding: &'static str,
     pub user: String,
     pub device: String,
-    pub peer: std::net::SocketAddr,
+    pub peer: SocketAddr,
     pub handle: String,
     pub age_ms: u64,
     pub silent_ms: u64,
@@ -152,6 +156,13 @@ pub struct Shard {
 impl Shard {
     /// Bytes of a connection's slot.
     pub const SLOT_BYTES: usize = size_of::<Conn>();
+    /// Bytes of its entry in the timer wheel.
+    pub const TIMER_BYTES: usize = Wheel::ENTRY_BYTES;
+
+    /// Bytes that the ids of one session take.
+    pub const fn identity_bytes(user: usize, device: usize) -> usize {
+        Slots::identity_bytes(user, device)
+    }
 
     /// No connections, no core.
     pub fn new(settings: Settings, verifier: Verifier) -> Self {
@@ -239,7 +250,7 @@ impl Shard {
             };
             conn.turn = slots::NO_TURN;
             if !conn.has(flag::DROPPED) && !bytes.is_empty() {
-                conn.bytes_out += bytes.len() as u64;
+                conn.count_out(bytes.len());
                 counters.add(Number::BytesOut, bytes.len() as u64);
                 actions.sends.push((id, bytes));
             }
@@ -275,11 +286,21 @@ impl Shard {
             .map(Duration::from_nanos)
     }
 
+    /// Notes what the driver takes, for the gauges.
+    pub fn note_driver_memory(&mut self, memory: DriverMemory) {
+        let counters = &mut self.counters;
+        counters.set(Number::MemoryDriverSlots, memory.slots as u64);
+        counters.set(Number::MemoryBuffers, memory.buffers as u64);
+        counters.set(Number::MemoryQueues, memory.queues as u64);
+    }
+
     /// The numbers, gauges of memory included.
     pub fn counters(&mut self) -> &Counters {
         let counters = &mut self.counters;
         counters.set(Number::LinkBacklog, self.uplink.backlog() as u64);
         counters.set(Number::MemorySlots, self.slots.bytes() as u64);
+        counters.set(Number::MemoryIdentities, self.slots.texts_bytes() as u64);
+        counters.set(Number::MemoryClosed, self.closed.bytes() as u64);
         counters.set(Number::MemoryTimers, self.wheel.bytes() as u64);
         counters.set(Number::MemoryAddresses, self.addresses.bytes() as u64);
         counters
@@ -314,6 +335,8 @@ impl Shard {
     }
 
     fn info(&self, id: ConnId, conn: &Conn) -> ConnInfo {
+        let (user, device) = self.slots.identity(id);
+        let (bytes_in, bytes_out) = conn.bytes_in_out();
         ConnInfo {
             state: conn.state.name(),
             transport: conn.transport().name(),
@@ -321,14 +344,14 @@ impl Shard {
                 Encoding::JsonWs => "json",
                 Encoding::ProtoWs | Encoding::ProtoTcp => "proto",
             },
-            user: conn.user().to_owned(),
-            device: conn.device().to_owned(),
-            peer: conn.peer(),
+            user: user.to_owned(),
+            device: device.to_owned(),
+            peer: self.slots.peer(id).unwrap_or(UNKNOWN_PEER),
             handle: format!("{:016x}", self.handle(id)),
             age_ms: self.ms_since(conn.accepted_at),
             silent_ms: self.ms_since(conn.last_seen),
-            bytes_in: conn.bytes_in,
-            bytes_out: conn.bytes_out,
+            bytes_in,
+            bytes_out,
             owed_bytes: conn.owed(),
             sends_under_way: conn.sends_under_way,
         }
@@ -392,10 +415,12 @@ impl Shard {
             return;
         }
         conn.set(flag::ANNOUNCED);
+        let announced_again = conn.state == State::Live;
+        let (user, device) = self.slots.identity(id);
         let opened = SessionOpened {
-            user_id: conn.user().to_owned(),
-            device_id: conn.device().to_owned(),
-            announced_again: conn.state == State::Live,
+            user_id: user.to_owned(),
+            device_id: device.to_owned(),
+            announced_again,
             age_ms,
         };
         self.uplink.opened(handle, opened);

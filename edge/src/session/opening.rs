@@ -9,12 +9,11 @@ use trunkline_proto::codes::{Close, Code};
 use trunkline_proto::ids::is_valid_id;
 use trunkline_proto::limits::{CLIENT_NAME_BYTES_MAX, CONTENT_CHARS_MAX};
 
-use super::slots::{Codec, Conn, flag};
+use super::slots::flag;
 use super::{Shard, State, Transport};
 use crate::frame::upgrade::{
     self, HEAD_BYTES_MAX, Paths, Rejection, Request, Status, Subprotocol, Upgrade,
 };
-use crate::frame::ws;
 use crate::observe::counters::Number;
 use crate::ring::ConnId;
 
@@ -46,11 +45,12 @@ enum Handshake {
 impl Shard {
     /// A new connection.
     pub fn accepted(&mut self, id: ConnId, transport: Transport, peer: SocketAddr) {
-        let mut conn = Conn::new(id, transport, peer, self.tick);
-        conn.deadline = self.ticks_ahead(match transport {
+        let deadline = self.ticks_ahead(match transport {
             Transport::WebSocket => self.settings.handshake_ms,
             Transport::Tcp => self.settings.connect_ms,
         });
+        let conn = self.slots.insert(id, transport, peer, self.tick);
+        conn.set_deadline(deadline);
         self.counters.inc(match transport {
             Transport::WebSocket => Number::AcceptedWs,
             Transport::Tcp => Number::AcceptedTcp,
@@ -58,7 +58,6 @@ impl Shard {
         if let Some(gauge) = Number::sockets(conn.state, transport) {
             self.counters.inc(gauge);
         }
-        self.slots.insert(id, conn);
         self.arm(id);
         if transport == Transport::Tcp {
             self.admit_tcp(id, peer);
@@ -91,7 +90,6 @@ impl Shard {
         let Some(conn) = self.slots.get_mut(id) else {
             return;
         };
-        let peer = conn.peer();
         let mut head = conn.cold.as_mut().map(|c| std::mem::take(&mut c.head));
         conn.tidy();
         let kept = head.as_ref().map_or(0, Vec::len);
@@ -106,6 +104,9 @@ impl Shard {
             }
         }
         let head = head.filter(|h| !h.is_empty());
+        let Some(peer) = self.slots.peer(id) else {
+            return;
+        };
         let outcome = self.judge(peer, head.as_deref().unwrap_or(data));
         match outcome {
             Handshake::Partial => {
@@ -205,8 +206,7 @@ impl Shard {
             return;
         };
         conn.encoding = admitted.subprotocol.encoding;
-        conn.codec = Codec::Ws(ws::Decoder::new(None));
-        conn.deadline = deadline;
+        conn.set_deadline(deadline);
         self.send_always(id, |out| {
             upgrade::write_accept(out, &admitted.key, admitted.subprotocol.name, None);
         });
@@ -221,15 +221,10 @@ impl Shard {
 
     /// Notes who the peer is.
     fn know(&mut self, id: ConnId, identity: &Identity, device: &str) {
-        let Some(conn) = self.slots.get_mut(id) else {
-            return;
-        };
-        let before = conn.identity_bytes() as u64;
-        conn.set_identity(&identity.user, device);
-        conn.expires_at = expiry(identity);
-        let after = conn.identity_bytes() as u64;
-        self.counters.add(Number::MemoryIdentities, after);
-        self.counters.sub(Number::MemoryIdentities, before);
+        self.slots.set_identity(id, &identity.user, device);
+        if let Some(conn) = self.slots.get_mut(id) {
+            conn.expires_at = expiry(identity);
+        }
     }
 
     /// `connect` on a connection that is no session yet.
@@ -239,11 +234,12 @@ impl Shard {
             return;
         }
         let now_s = self.now.unix_ms / 1_000;
-        let Some(conn) = self.slots.get_mut(id) else {
+        let Some(conn) = self.slots.get(id) else {
             return;
         };
-        let known = (!conn.user().is_empty()).then(|| Identity {
-            user: conn.user().to_owned(),
+        let (user, _) = self.slots.identity(id);
+        let known = (!user.is_empty()).then(|| Identity {
+            user: user.to_owned(),
             expires_at: Some(conn.expires_at).filter(|&at| at != 0).map(u64::from),
         });
         let identity = match (known, &*connect.token) {
@@ -278,17 +274,17 @@ impl Shard {
                 Err(reason) => return self.unauthorized(id, &frame_id, &reason),
             },
         };
-        let Some(conn) = self.slots.get_mut(id) else {
-            return;
-        };
-        if identity.as_ref().is_some_and(|i| i.user != conn.user()) {
+        let (user, device) = self.slots.identity(id);
+        if identity.as_ref().is_some_and(|i| i.user != user) {
             return self.unauthorized(id, &frame_id, "the token is another user's");
         }
-        if connect.device_id != conn.device() {
+        if connect.device_id != device {
             let error = Code::BadRequest.error("device_id: another than this session's");
             return self.send_error(id, &frame_id, error);
         }
-        if let Some(identity) = identity {
+        if let Some(identity) = identity
+            && let Some(conn) = self.slots.get_mut(id)
+        {
             conn.expires_at = expiry(&identity);
             self.arm(id);
         }
@@ -302,7 +298,7 @@ impl Shard {
         let Some(conn) = self.slots.get_mut(id) else {
             return;
         };
-        conn.deadline = deadline;
+        conn.set_deadline(deadline);
         if !connect_id.is_empty() {
             conn.cold().connect_id = connect_id;
         }
@@ -320,7 +316,6 @@ impl Shard {
         if conn.state != State::Registering {
             return;
         }
-        conn.deadline = 0;
         let (connect_id, queue) = match conn.cold.as_mut() {
             Some(cold) => {
                 cold.queue_bytes = 0;
@@ -344,13 +339,11 @@ impl Shard {
 
     fn send_connected(&mut self, id: ConnId, frame_id: String) {
         let session = self.handle(id);
-        let Some(conn) = self.slots.get_mut(id) else {
-            return;
-        };
+        let (user, device) = self.slots.identity(id);
         let connected = Connected {
             session_id: format!("{:x}-{session:016x}", self.settings.incarnation),
-            user_id: conn.user().to_owned(),
-            device_id: conn.device().to_owned(),
+            user_id: user.to_owned(),
+            device_id: device.to_owned(),
             server_time: self.now.unix_ms,
             heartbeat_ms: self.settings.heartbeat_ms,
             limits: Some(Limits {

@@ -116,3 +116,35 @@ fn an_empty_shard_waits_for_ever_and_an_idle_one_wakes_seldom() {
     }
     assert!(wakes < 30, "{wakes} wakes");
 }
+
+#[test]
+fn heartbeats_of_a_crowd_file_nothing_and_leave_it_spread_out() {
+    const SESSIONS: u64 = 2_000;
+    let mut world = World::new();
+    // They come within 20 s, and each beats every 30 s from then on.
+    let ids: Vec<_> = (0..SESSIONS)
+        .map(|n| {
+            let id = world.live("alice", &format!("d{n}"));
+            world.pass(20_000 / SESSIONS);
+            id
+        })
+        .collect();
+    let heartbeat = masked(0x8a, b"");
+    for _ in 0..10 {
+        world.pass(10_000);
+        for &id in &ids {
+            world.receive(id, &heartbeat);
+            let before = world.shard.wheel.spread().0;
+            world.receive(id, &heartbeat);
+            assert_eq!(world.shard.wheel.spread().0, before);
+            world.pass(20_000 / SESSIONS);
+        }
+        // One entry for each, and no tick at which many of them come up.
+        let (entries, fullest) = world.shard.wheel.spread();
+        assert_eq!(entries as u64, SESSIONS);
+        let tick_ms = world.shard.settings.tick_ms();
+        let evenly = SESSIONS * tick_ms / 20_000;
+        assert!(fullest as u64 <= 3 * evenly, "{fullest} in one tick");
+    }
+    assert!(ids.iter().all(|&id| world.got(id).len() <= 1), "a probe");
+}

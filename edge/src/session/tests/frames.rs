@@ -180,7 +180,7 @@ fn the_peers_close_is_answered_and_its_end_awaited() {
     assert_eq!(closed[0].peer.to_string(), "192.0.2.1:40000");
     assert!(closed[0].bytes_in > 0 && closed[0].bytes_out > 0);
     assert_eq!(world.shard.counters().get(Number::ClosedPeer), 1);
-    assert_eq!(world.shard.counters().get(Number::MemoryIdentities), 0);
+    assert_eq!(world.shard.slots.texts_kept(), 0);
 }
 
 #[test]

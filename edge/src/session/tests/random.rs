@@ -317,8 +317,8 @@ fn whatever_happens_the_contracts_hold() {
         }
         assert_eq!(model.shard.connections(), 0, "seed {seed}");
         assert_eq!(model.open.len(), 0, "seed {seed}: the core was not told");
+        assert_eq!(model.shard.slots.texts_kept(), 0);
         let counters = model.shard.counters();
-        assert_eq!(counters.get(Number::MemoryIdentities), 0);
         for (sum, number) in reached.iter_mut().zip([
             Number::SessionsOpened,
             Number::Delivered,
