@@ -5,6 +5,7 @@ mod ring_support;
 
 use ring_support::Kind;
 use ring_support::lifecycle::*;
+use ring_support::moving::*;
 use ring_support::traffic::*;
 
 /// A test for each kind of driver.
@@ -73,4 +74,8 @@ on_every_driver!(
     a_dropped_driver_lets_go,
     sends_to_the_vanished_end_in_closed,
     nothing_leaks_under_fire,
+    a_held_driver_takes_nothing,
+    connections_go_on_with_a_successor,
+    a_tail_and_both_ends_go_along,
+    a_hold_that_is_given_up_loses_no_tail,
 );

@@ -25,6 +25,7 @@ use bytes::Bytes;
 mod affinity;
 mod config;
 mod epoll;
+mod pass;
 mod slots;
 mod sockets;
 mod token;
@@ -37,6 +38,7 @@ pub use config::{
     default_rings, open,
 };
 pub use epoll::EpollDriver;
+pub use pass::{PASSED_MAX, peer_user, receive_with, send_with, user};
 pub use sockets::{BACKLOG, bind_reuseport, disable_huge_pages, raise_nofile};
 pub use uring::{RingInitError, UringDriver};
 pub use waker::Waker;
@@ -81,6 +83,41 @@ pub enum Event<'a> {
     },
     /// Somebody called [`Waker::wake`].
     Woken,
+}
+
+/// How much a driver refrains from, for a successor that is to take its sockets over: see
+/// [`Driver::hold`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hold {
+    /// Nothing: the normal state.
+    #[default]
+    Nothing,
+    /// Accepts nobody and reads nothing; what it is given to send leaves.
+    Reading,
+    /// Nor does it send again what stayed behind.
+    Everything,
+}
+
+/// How far this side's end of a connection has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fin {
+    #[default]
+    None,
+    /// Due after the tail.
+    Due,
+    Sent,
+}
+
+/// A connection on its way from one driver to another, of the same kind or not, in the same process
+/// or not.
+#[derive(Debug)]
+pub struct Carried {
+    pub socket: OwnedFd,
+    /// What the socket had no room for.
+    pub tail: Bytes,
+    /// The peer has shut its side.
+    pub eof: bool,
+    pub fin: Fin,
 }
 
 /// What a driver counts; plain numbers, read by the shard's metrics.
@@ -190,8 +227,30 @@ pub trait Driver {
 
     /// A second, ordinary descriptor of the connection's socket: to look at its options and
     /// TCP_INFO, or to hand it to a successor process. To be called between turns.
-    fn duplicate(&mut self, conn: ConnId) -> io::Result<OwnedFd> {
-        let _ = conn;
-        Err(io::ErrorKind::Unsupported.into())
-    }
+    fn duplicate(&mut self, conn: ConnId) -> io::Result<OwnedFd>;
+
+    /// Refrains from what `hold` names, or goes on. Takes some turns: see [`Driver::is_held`]. While
+    /// a driver holds everything and is not turned, its sockets may be used elsewhere: it neither
+    /// takes a byte from them nor puts one in, also if its process ends.
+    fn hold(&mut self, hold: Hold);
+
+    /// Whether nothing is under way any more of what the driver was told to refrain from.
+    fn is_held(&mut self) -> bool;
+
+    /// A copy of everything that another driver needs to go on with a connection; none if it is
+    /// closing. While everything is held.
+    fn export(&mut self, conn: ConnId) -> io::Result<Option<Carried>>;
+
+    /// Takes a connection over. With a tail it begins as one that was told `Blocked`.
+    fn adopt(&mut self, carried: Carried) -> io::Result<ConnId>;
+
+    /// Further descriptors of all listening sockets.
+    fn listeners(&self) -> io::Result<Vec<(ListenerId, OwnedFd)>>;
+
+    /// Accept from `sockets` of a predecessor, all bound to one address: nobody who waits in their
+    /// queues is lost.
+    fn adopt_listeners(&mut self, id: ListenerId, sockets: Vec<TcpListener>) -> io::Result<()>;
+
+    /// The sockets are a successor's: to drop this driver leaves its listeners open.
+    fn abandon(&mut self);
 }

@@ -11,7 +11,7 @@ use bytes::{Buf as _, Bytes};
 use hashbrown::HashMap;
 use socket2::SockAddr;
 
-use super::{ConnId, ListenerId};
+use super::{Carried, ConnId, Fin, ListenerId};
 
 /// Room for rare things that a quiet table keeps.
 const RARE_KEPT: usize = 64;
@@ -109,6 +109,17 @@ impl Conn {
         self.has(flag::BLOCKED)
     }
 
+    /// How far this side's end has come.
+    pub(super) fn fin(&self) -> Fin {
+        if self.has(flag::SHUTDOWN_DONE) {
+            Fin::Sent
+        } else if self.has(flag::SHUTDOWN_WANTED) {
+            Fin::Due
+        } else {
+            Fin::None
+        }
+    }
+
     /// May `send` take bytes? Not before it is up, after it was shut, or twice at a time.
     pub(super) fn send_state(&self) -> SendState {
         if self.has(flag::CLOSING | flag::CONNECTING | flag::SHUTDOWN_WANTED) {
@@ -117,6 +128,18 @@ impl Conn {
             SendState::Misused
         } else {
             SendState::Open
+        }
+    }
+}
+
+impl Carried {
+    /// The flags with which it begins in a slot.
+    pub(super) fn flags(&self) -> u16 {
+        let eof = if self.eof { flag::EOF } else { 0 };
+        eof | match self.fin {
+            Fin::None => 0,
+            Fin::Due => flag::SHUTDOWN_WANTED,
+            Fin::Sent => flag::SHUTDOWN_WANTED | flag::SHUTDOWN_DONE,
         }
     }
 }

@@ -2,6 +2,7 @@
 //! peers are plain blocking sockets on other threads.
 
 pub mod lifecycle;
+pub mod moving;
 pub mod traffic;
 
 use std::collections::{HashMap, HashSet};
@@ -217,6 +218,18 @@ impl Shard {
 
     pub fn live(&self) -> &HashSet<ConnId> {
         &self.live
+    }
+
+    /// The connections bear other ids from now on.
+    pub fn renamed(&mut self, ids: &HashMap<ConnId, ConnId>) {
+        let set = |set: &HashSet<ConnId>| set.iter().map(|id| ids[id]).collect();
+        (self.live, self.blocked, self.ended) =
+            (set(&self.live), set(&self.blocked), set(&self.ended));
+        let received = std::mem::take(&mut self.received);
+        self.received = received
+            .into_iter()
+            .map(|(id, bytes)| (ids[&id], bytes))
+            .collect();
     }
 
     pub fn stats(&self) -> DriverStats {

@@ -11,7 +11,7 @@ use super::{EpollDriver, OnEvent, READ_EVENTS, WRITE_EVENTS, close_descriptor};
 use crate::ring::slots::{accept_limits, flag};
 use crate::ring::sockets::{AcceptFault, accept_fault};
 use crate::ring::token::{Operation, Token};
-use crate::ring::{ConnId, Event, ListenerId};
+use crate::ring::{ConnId, Event, Hold, ListenerId};
 
 /// The pause after an accept failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -27,7 +27,10 @@ impl EpollDriver {
         if self.retry_at.is_some_and(|at| at <= Instant::now()) {
             self.retry_at = None;
         }
-        let wanted = self.accepting && !self.full && self.retry_at.is_none();
+        let wanted = self.accepting
+            && self.held == Hold::Nothing
+            && !self.full
+            && self.retry_at.is_none();
         for index in 0..self.listeners.len() {
             let listener = &self.listeners[index];
             if listener.watched != wanted {
@@ -43,7 +46,11 @@ impl EpollDriver {
     }
 
     pub(super) fn accept(&mut self, index: usize, budget: &mut u32, on_event: OnEvent<'_>) {
-        while *budget > 0 && !self.full && self.retry_at.is_none() {
+        while *budget > 0
+            && !self.full
+            && self.retry_at.is_none()
+            && self.held == Hold::Nothing
+        {
             let Some(listener) = self.listeners.get(index) else {
                 return;
             };

@@ -5,12 +5,13 @@
 //! bounded number of reads in a turn and then queues up behind the others.
 
 mod arrivals;
+mod hold;
 mod traffic;
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,14 +20,18 @@ use socket2::SockRef;
 use super::slots::{SendState, Slots, flag};
 use super::sockets::nofile_limit;
 use super::token::{Operation, Token};
-use super::{ConnId, Driver, DriverConfig, DriverMemory, DriverStats, Event, ListenerId, Waker};
+use super::{
+    Carried, ConnId, Driver, DriverConfig, DriverMemory, DriverStats, Event, Hold, ListenerId,
+    Waker,
+};
 
 /// The receive buffer of a driver.
 const RECEIVE_BUFFER: usize = 64 * 1024;
 /// Readiness events taken at once.
 const EVENTS_PER_TURN: usize = 256;
-/// Descriptors that the process needs for other things than connections.
-const RESERVED_DESCRIPTORS: u64 = 64;
+/// Descriptors that the process needs for other things than connections; half of them for a batch
+/// of copies that is handed to a successor.
+const RESERVED_DESCRIPTORS: u64 = 256;
 
 /// A wait this short found something ready.
 const PROMPT_NS: u64 = 5_000;
@@ -59,6 +64,8 @@ pub struct EpollDriver {
     closes: Vec<ConnId>,
     /// Connections with more to read.
     ready: VecDeque<ConnId>,
+    /// What is not to be done at present.
+    held: Hold,
     events: Vec<libc::epoll_event>,
     waker: Waker,
     stats: DriverStats,
@@ -90,6 +97,7 @@ impl EpollDriver {
             shutdowns: Vec::new(),
             closes: Vec::new(),
             ready: VecDeque::new(),
+            held: Hold::Nothing,
             events: Vec::with_capacity(EVENTS_PER_TURN),
             waker,
             stats: DriverStats::default(),
@@ -206,6 +214,7 @@ impl EpollDriver {
         }
         if event.events & (WRITE_EVENTS | HANG_UP_EVENTS) != 0
             && self.slots.get(slot).has(flag::AWAITING_ROOM)
+            && self.held != Hold::Everything
         {
             self.send_tail(slot, on_event);
         }
@@ -325,6 +334,40 @@ impl Driver for EpollDriver {
             None => Err(io::ErrorKind::NotFound.into()),
         }
     }
+
+    fn hold(&mut self, hold: Hold) {
+        self.hold_back(hold);
+    }
+
+    fn is_held(&mut self) -> bool {
+        self.held != Hold::Everything
+            || (self.outbox.is_empty() && self.shutdowns.is_empty() && self.closes.is_empty())
+    }
+
+    fn export(&mut self, conn: ConnId) -> io::Result<Option<Carried>> {
+        match self.slots.find(conn) {
+            Some(slot) => self.copy_of(slot),
+            None => Ok(None),
+        }
+    }
+
+    fn adopt(&mut self, carried: Carried) -> io::Result<ConnId> {
+        self.take_in(carried)
+    }
+
+    fn listeners(&self) -> io::Result<Vec<(ListenerId, OwnedFd)>> {
+        let copy = |l: &Listener| Ok((l.id, l.socket.as_fd().try_clone_to_owned()?));
+        self.listeners.iter().map(copy).collect()
+    }
+
+    fn adopt_listeners(&mut self, id: ListenerId, sockets: Vec<TcpListener>) -> io::Result<()> {
+        sockets
+            .into_iter()
+            .try_for_each(|socket| self.listen(id, socket))
+    }
+
+    // To close a listener here is not to shut it.
+    fn abandon(&mut self) {}
 }
 
 impl Drop for EpollDriver {

@@ -7,14 +7,14 @@ use bytes::{Buf, Bytes};
 use socket2::SockRef;
 
 use super::{EpollDriver, OnEvent, READ_EVENTS, WRITE_EVENTS, close_descriptor};
-use crate::ring::Event;
 use crate::ring::slots::{NONE, flag};
+use crate::ring::{Event, Hold};
 
 impl EpollDriver {
     pub(super) fn queue_read(&mut self, slot: u32) {
         let id = self.slots.id(slot);
         let conn = self.slots.get_mut(slot);
-        if !conn.has(flag::READY | flag::EOF | flag::CLOSING) {
+        if self.held == Hold::Nothing && !conn.has(flag::READY | flag::EOF | flag::CLOSING) {
             conn.set(flag::READY);
             self.ready.push_back(id);
         }

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::mem::size_of;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use io_uring::{cqueue, opcode, squeue, types};
@@ -43,6 +43,8 @@ struct Listener {
 pub(super) struct Acceptor {
     listeners: Vec<Listener>,
     accepting: bool,
+    /// Whatever else is wanted.
+    pub(super) held: bool,
     /// The table is full, or nearly.
     full: bool,
     retry_at: Option<Instant>,
@@ -60,6 +62,7 @@ impl Acceptor {
         Self {
             listeners: Vec::new(),
             accepting: true,
+            held: false,
             full: false,
             retry_at: None,
             backlog: VecDeque::new(),
@@ -83,7 +86,26 @@ impl Acceptor {
     }
 
     fn wants_connections(&self) -> bool {
-        self.accepting && !self.full && self.retry_at.is_none() && self.backlog.is_empty()
+        self.accepting
+            && !self.held
+            && !self.full
+            && self.retry_at.is_none()
+            && self.backlog.is_empty()
+    }
+
+    /// Whether no accept is with the kernel.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.backlog.is_empty() && self.listeners.iter().all(|listener| !listener.armed)
+    }
+
+    /// Adds further descriptors of the listening sockets to `all`.
+    pub(super) fn listeners(&self, all: &mut Vec<(ListenerId, OwnedFd)>) -> io::Result<()> {
+        for listener in self.listeners.iter().filter(|listener| !listener.closed) {
+            if let Some(socket) = &listener.socket {
+                all.push((listener.id, socket.as_fd().try_clone_to_owned()?));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -8,9 +8,9 @@ use std::io;
 use io_uring::{opcode, squeue, types};
 
 use super::ring::Ring;
-use crate::ring::Event;
 use crate::ring::slots::{NONE, flag};
 use crate::ring::token::{Operation, Token};
+use crate::ring::{Event, Hold, ReceiveMode};
 
 impl Ring {
     /// Begins to close; `Closed` follows when the kernel has let go of everything. The first reason
@@ -45,28 +45,38 @@ impl Ring {
             (flag::AWAITING_ROOM, Operation::Writable),
             (flag::CONNECTING, Operation::Connect),
         ] {
-            let conn = self.slots.get(slot);
-            if !conn.has(armed) {
-                continue;
+            if self.slots.get(slot).has(armed) {
+                self.cancel(slot, operation);
             }
-            let target = Token::new(operation, slot, conn.generation);
-            let own = Token::new(Operation::Cancel, slot, conn.generation);
-            let entry = opcode::AsyncCancel::new(target.pack())
-                .build()
-                .flags(squeue::Flags::SKIP_SUCCESS)
-                .user_data(own.pack());
-            self.queue.push(entry, &mut self.stats);
         }
+    }
+
+    pub(super) fn cancel(&mut self, slot: u32, operation: Operation) {
+        let generation = self.slots.get(slot).generation;
+        let target = Token::new(operation, slot, generation);
+        let own = Token::new(Operation::Cancel, slot, generation);
+        let entry = opcode::AsyncCancel::new(target.pack())
+            .build()
+            .flags(squeue::Flags::SKIP_SUCCESS)
+            .user_data(own.pack());
+        self.queue.push(entry, &mut self.stats);
     }
 
     /// A cancel that finds nothing has a completion: normally what it sought has just ended and its
     /// own completion came along. If not, seek again.
     pub(super) fn run_recancels(&mut self) {
         for id in std::mem::take(&mut self.recancels) {
-            if let Some(slot) = self.slots.find(id)
-                && self.slots.get(slot).has(flag::CLOSING)
-            {
+            let Some(slot) = self.slots.find(id) else {
+                continue;
+            };
+            let conn = self.slots.get(slot);
+            if conn.has(flag::CLOSING) {
                 self.cancel_armed(slot);
+            } else if self.held != Hold::Nothing
+                && conn.has(flag::RECEIVING)
+                && self.receive_mode == ReceiveMode::Multishot
+            {
+                self.cancel(slot, Operation::Receive);
             }
         }
     }

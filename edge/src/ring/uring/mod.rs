@@ -11,6 +11,7 @@ mod accept;
 mod buffers;
 mod close;
 mod connect;
+mod hold;
 mod poll;
 mod queue;
 mod ring;
@@ -31,7 +32,10 @@ use self::ring::{QueuedSend, Ring};
 pub use self::setup::RingInitError;
 use super::sockets::{BACKLOG, bind_reuseport};
 use super::token::{Operation, Token};
-use super::{ConnId, Driver, DriverConfig, DriverMemory, DriverStats, Event, ListenerId, Waker};
+use super::{
+    Carried, ConnId, Driver, DriverConfig, DriverMemory, DriverStats, Event, Hold, ListenerId,
+    Waker,
+};
 
 /// The driver on io_uring. Belongs to the thread that made it.
 pub struct UringDriver {
@@ -47,6 +51,8 @@ pub struct UringDriver {
     /// Written to by the kernel for every ring but the main one.
     _signal: Option<File>,
     waker: Waker,
+    /// The listeners are a successor's too.
+    abandoned: bool,
 }
 
 impl UringDriver {
@@ -73,6 +79,7 @@ impl UringDriver {
             first_ring: 0,
             _signal: signal,
             waker,
+            abandoned: false,
         })
     }
 
@@ -175,18 +182,21 @@ impl Driver for UringDriver {
     }
 
     fn listen(&mut self, id: ListenerId, socket: TcpListener) -> io::Result<()> {
+        self.adopt_listeners(id, vec![socket])
+    }
+
+    fn adopt_listeners(&mut self, id: ListenerId, mut sockets: Vec<TcpListener>) -> io::Result<()> {
+        let Some(first) = sockets.first() else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
         // Each ring has its own socket on the port, among which the kernel spreads connections.
-        let address = socket.local_addr()?;
-        let mut extra = Vec::with_capacity(self.rings.len() - 1);
-        for _ in 1..self.rings.len() {
-            extra.push(bind_reuseport(address, BACKLOG)?);
+        let address = first.local_addr()?;
+        while sockets.len() < self.rings.len() {
+            sockets.push(bind_reuseport(address, BACKLOG)?);
         }
-        for (ring, socket) in self
-            .rings
-            .iter_mut()
-            .zip(std::iter::once(socket).chain(extra))
-        {
-            ring.listen(id, socket)?;
+        let rings = self.rings.len();
+        for (index, socket) in sockets.into_iter().enumerate() {
+            self.rings[index % rings].listen(id, socket)?;
         }
         Ok(())
     }
@@ -254,10 +264,44 @@ impl Driver for UringDriver {
         let Some((ring, slot)) = self.locate(conn) else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        if !ring.abilities.install {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
         ring.install(slot)
+    }
+
+    fn hold(&mut self, hold: Hold) {
+        for ring in &mut self.rings {
+            ring.hold(hold);
+        }
+    }
+
+    fn is_held(&mut self) -> bool {
+        self.rings.iter_mut().all(Ring::is_held)
+    }
+
+    fn export(&mut self, conn: ConnId) -> io::Result<Option<Carried>> {
+        match self.locate(conn) {
+            Some((ring, slot)) => ring.export(slot),
+            None => Ok(None),
+        }
+    }
+
+    fn adopt(&mut self, carried: Carried) -> io::Result<ConnId> {
+        let emptiest = self.rings.iter_mut().min_by_key(|ring| ring.slots.live());
+        match emptiest {
+            Some(ring) => ring.adopt(carried),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    fn listeners(&self) -> io::Result<Vec<(ListenerId, OwnedFd)>> {
+        let mut all = Vec::new();
+        for ring in &self.rings {
+            ring.acceptor.listeners(&mut all)?;
+        }
+        Ok(all)
+    }
+
+    fn abandon(&mut self) {
+        self.abandoned = true;
     }
 
     fn stats(&self) -> DriverStats {
@@ -283,6 +327,12 @@ impl Driver for UringDriver {
 impl Ring {
     /// An ordinary descriptor for a direct one. The kernel makes it while it takes the request.
     fn install(&mut self, slot: u32) -> io::Result<OwnedFd> {
+        if !self.abilities.install {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "an ordinary descriptor of a connection needs IORING_OP_FIXED_FD_INSTALL (Linux 6.8)",
+            ));
+        }
         let conn = self.slots.get(slot);
         if conn.descriptor == super::slots::NONE {
             return Err(io::ErrorKind::NotConnected.into());
@@ -308,6 +358,8 @@ impl Ring {
 impl Drop for UringDriver {
     /// The ports refuse from now on: the kernel takes the rings apart some milliseconds later.
     fn drop(&mut self) {
-        self.close_listeners();
+        if !self.abandoned {
+            self.close_listeners();
+        }
     }
 }

@@ -12,10 +12,10 @@ use io_uring::{cqueue, opcode, squeue, types};
 use super::buffers::GROUP;
 use super::queue::Completion;
 use super::ring::Ring;
-use crate::ring::Event;
 use crate::ring::slots::flag;
 use crate::ring::sockets::kind_of;
 use crate::ring::token::{Operation, Token};
+use crate::ring::{Event, Hold};
 
 const READ_EVENTS: u32 = (libc::POLLIN | libc::POLLRDHUP) as u32;
 /// The peer's end, in whatever way.
@@ -73,9 +73,13 @@ impl Ring {
         }
     }
 
-    /// Fetches one buffer of what is there; never waits.
-    fn read(&mut self, slot: u32) {
+    /// Fetches one buffer of what is there; never waits. While reading is held it is noted that there
+    /// is something.
+    pub(super) fn read(&mut self, slot: u32) {
         let conn = self.slots.get_mut(slot);
+        if self.held != Hold::Nothing {
+            return conn.set(flag::READY);
+        }
         conn.set(flag::READING);
         conn.clear(flag::READY);
         let token = Token::new(Operation::Read, slot, conn.generation);

@@ -20,7 +20,7 @@ use super::setup::{self, Abilities, RingInitError};
 use crate::ring::slots::{Arrival, Slots, flag};
 use crate::ring::sockets::kind_of;
 use crate::ring::token::{Operation, Token};
-use crate::ring::{ConnId, DriverConfig, DriverStats, Event, ReceiveMode, Waker};
+use crate::ring::{ConnId, DriverConfig, DriverStats, Event, Hold, ReceiveMode, Waker};
 
 /// A send of this turn, kept until the kernel has copied it.
 pub(super) struct QueuedSend {
@@ -54,6 +54,8 @@ pub(super) struct Ring {
     /// Connections whose receive found no buffer.
     pub(super) parked: VecDeque<ConnId>,
     pub(super) receive_mode: ReceiveMode,
+    /// What is not to be done at present.
+    pub(super) held: Hold,
     eventfds: Vec<EventfdRead>,
     /// The main ring's: told as soon as the wait is over.
     waker: Option<Waker>,
@@ -80,6 +82,7 @@ impl Ring {
             recancels: Vec::new(),
             parked: VecDeque::new(),
             receive_mode: config.receive,
+            held: Hold::Nothing,
             eventfds: Vec::new(),
             waker: None,
         })
@@ -235,8 +238,11 @@ impl Ring {
         }
     }
 
-    /// Arms what waits for bytes.
+    /// Arms what waits for bytes, unless reading is held: the release arms them all.
     pub(super) fn receive(&mut self, slot: u32) {
+        if self.held != Hold::Nothing {
+            return;
+        }
         let token = Token::new(Operation::Receive, slot, self.slots.get(slot).generation);
         let conn = self.slots.get_mut(slot);
         conn.set(flag::RECEIVING);

@@ -14,10 +14,10 @@ use io_uring::{opcode, squeue, types};
 use socket2::SockRef;
 
 use super::ring::{QueuedSend, Ring};
-use crate::ring::Event;
 use crate::ring::slots::{NONE, SendState, flag};
 use crate::ring::sockets::kind_of;
 use crate::ring::token::{Operation, Token};
+use crate::ring::{Event, Hold};
 
 const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
 
@@ -106,7 +106,11 @@ impl Ring {
         });
     }
 
-    fn await_room(&mut self, slot: u32) {
+    /// Waits until the socket takes bytes again, unless that is held: the release sees to it then.
+    pub(super) fn await_room(&mut self, slot: u32) {
+        if self.held == Hold::Everything {
+            return;
+        }
         let conn = self.slots.get_mut(slot);
         conn.set(flag::AWAITING_ROOM);
         let entry = opcode::PollAdd::new(types::Fixed(conn.descriptor), libc::POLLOUT as u32)
@@ -128,6 +132,9 @@ impl Ring {
         }
         if result < 0 && -result != libc::EINTR && -result != libc::ECANCELED {
             return self.begin_close(slot, Some(kind_of(result)), on_event);
+        }
+        if self.held == Hold::Everything {
+            return;
         }
         // After an error or a reset the send says which.
         self.send_tail(slot);
@@ -192,7 +199,7 @@ impl Ring {
         }
     }
 
-    fn shut_when_sent(&mut self, slot: u32) {
+    pub(super) fn shut_when_sent(&mut self, slot: u32) {
         let conn = self.slots.get_mut(slot);
         if !conn.has(flag::SHUTDOWN_WANTED)
             || conn.has(flag::CLOSING | flag::SHUTTING | flag::SHUTDOWN_DONE)
