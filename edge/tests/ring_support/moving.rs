@@ -6,24 +6,22 @@ use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use bytes::Bytes;
-use trunkline_edge::ring::{ConnId, Driver, DriverChoice, DriverConfig, Hold, open};
+use trunkline_edge::ring::{ConnId, Driver, DriverConfig, Hold, open};
 
 use super::{DEADLINE, Kind, Seen, Shard, pattern, read_in_pieces};
 
-const SUCCESSORS: [Kind; 3] = [Kind::Uring, Kind::Rings, Kind::Epoll];
+const SUCCESSORS: [Kind; 5] = [
+    Kind::Uring,
+    Kind::Rings,
+    Kind::Polled,
+    Kind::PolledRings,
+    Kind::Epoll,
+];
 /// More than two sockets hold.
 const UNREAD: usize = 16 << 20;
 
 fn successor(kind: Kind) -> Box<dyn Driver> {
-    let (choice, rings) = match kind {
-        Kind::Uring => (DriverChoice::Uring, 1),
-        Kind::Rings => (DriverChoice::Uring, 3),
-        Kind::Epoll => (DriverChoice::Epoll, 1),
-    };
-    let config = DriverConfig {
-        rings,
-        ..DriverConfig::default()
-    };
+    let (choice, config) = kind.driver(DriverConfig::default());
     open(choice, &config).unwrap()
 }
 

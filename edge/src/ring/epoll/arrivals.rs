@@ -27,10 +27,8 @@ impl EpollDriver {
         if self.retry_at.is_some_and(|at| at <= Instant::now()) {
             self.retry_at = None;
         }
-        let wanted = self.accepting
-            && self.held == Hold::Nothing
-            && !self.full
-            && self.retry_at.is_none();
+        let wanted =
+            self.accepting && self.held == Hold::Nothing && !self.full && self.retry_at.is_none();
         for index in 0..self.listeners.len() {
             let listener = &self.listeners[index];
             if listener.watched != wanted {
@@ -46,11 +44,7 @@ impl EpollDriver {
     }
 
     pub(super) fn accept(&mut self, index: usize, budget: &mut u32, on_event: OnEvent<'_>) {
-        while *budget > 0
-            && !self.full
-            && self.retry_at.is_none()
-            && self.held == Hold::Nothing
-        {
+        while *budget > 0 && !self.full && self.retry_at.is_none() && self.held == Hold::Nothing {
             let Some(listener) = self.listeners.get(index) else {
                 return;
             };
