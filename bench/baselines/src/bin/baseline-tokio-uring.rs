@@ -57,12 +57,7 @@ async fn echo(stream: TcpStream) {
     }
 }
 
-async fn publish(
-    stream: TcpStream,
-    everybody: Everybody,
-    block: &'static [u8],
-    payload: usize,
-) {
+async fn publish(stream: TcpStream, everybody: Everybody, block: &'static [u8], payload: usize) {
     let stream = Rc::new(stream);
     let place = {
         let mut all = everybody.borrow_mut();

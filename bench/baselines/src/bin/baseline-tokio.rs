@@ -5,8 +5,8 @@ use std::io;
 use std::rc::Rc;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::net::tcp::OwnedWriteHalf;
+use tokio::net::{TcpListener, TcpStream};
 use trunkline_baselines::{Args, Counter, MESSAGES_PER_WRITE, READ_BYTES, Shape};
 
 /// The writing halves of all connections; none where one is gone.
