@@ -2,9 +2,10 @@
 //! read, and closes in the right order. The driver is a script that records what it is told.
 
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 
 use super::*;
-use crate::ring::{DriverMemory, DriverStats, Waker};
+use crate::ring::{Carried, DriverMemory, DriverStats, Hold, Waker};
 
 const WS: ListenerId = 0;
 const TCP: ListenerId = 1;
@@ -57,6 +58,26 @@ impl Driver for Script {
     fn memory(&self) -> DriverMemory {
         DriverMemory::default()
     }
+    fn duplicate(&mut self, _: ConnId) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn hold(&mut self, _: Hold) {}
+    fn is_held(&mut self) -> bool {
+        false
+    }
+    fn export(&mut self, _: ConnId) -> io::Result<Option<Carried>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn adopt(&mut self, _: Carried) -> io::Result<ConnId> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn listeners(&self) -> io::Result<Vec<(ListenerId, OwnedFd)>> {
+        Ok(Vec::new())
+    }
+    fn adopt_listeners(&mut self, _: ListenerId, _: Vec<TcpListener>) -> io::Result<()> {
+        Ok(())
+    }
+    fn abandon(&mut self) {}
 }
 
 /// A shard and the hands that play its driver.
