@@ -152,6 +152,8 @@ struct Clients {
     calm: Range<u32>,
     /// The part of the targets that this worker writes to.
     writes: Range<u32>,
+    /// ns between two of these, of this worker's share of the rate.
+    write_each_ns: f64,
     schedule: Schedule,
     /// Targets whose message was refused, and clients whose sync was.
     again: Vec<u32>,
@@ -180,6 +182,8 @@ impl Clients {
             storm: Arc::clone(storm),
             talkers,
             calm,
+            write_each_ns: 1e9 * f64::from(storm.targets)
+                / (storm.missed_rate * writes.len() as f64),
             writes,
             schedule: Schedule::default(),
             again: Vec::new(),
@@ -283,10 +287,8 @@ impl Behaviour for Clients {
             for target in std::mem::take(&mut self.again) {
                 self.write(target, crowd);
             }
-            let part = self.writes.len() as f64 / f64::from(self.storm.targets.max(1));
             while !self.writes.is_empty() {
-                let each = 1e9 / (self.storm.missed_rate * part);
-                if self.schedule.due(now, each).is_none() {
+                if self.schedule.due(now, self.write_each_ns).is_none() {
                     wait = wait.min(self.schedule.wait(now));
                     break;
                 }
