@@ -1,4 +1,5 @@
-//! Promise: where io_uring is forbidden the edge starts on epoll, says so, and is as good.
+//! Promises: where io_uring is forbidden the edge starts on epoll, says so, and is as good; and with
+//! io_uring, receiving by poll is as good as receiving at once.
 
 use std::process::Command;
 
@@ -34,6 +35,28 @@ async fn without_io_uring_it_starts_on_epoll_and_says_so() {
         .await
         .expect("an ack");
     assert_eq!(bob.message().await.content, "over epoll");
+    drop((alice, bob));
+    server.drain();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn receiving_by_poll_loses_nothing() {
+    let mut server = Server::serve(&["--io-driver", "uring", "--recv", "poll", "--send-rate", "0"]);
+    let mut alice = Session::open(&server, Kind::Json, "alice", "d").await;
+    let mut bob = Session::open(&server, Kind::Tcp, "bob", "d").await;
+    // Of a buffer's size and around, and of several.
+    for (n, length) in [1, 700, 1_000, 1_000, 999, 1].into_iter().enumerate() {
+        let content = "\u{1f600}".repeat(length);
+        alice
+            .said(To::User("bob"), &format!("a{n}"), &content)
+            .await
+            .expect("an ack");
+        assert_eq!(bob.message().await.content, content);
+        bob.said(To::User("alice"), &format!("b{n}"), &content)
+            .await
+            .expect("an ack");
+        assert_eq!(alice.message().await.content, content);
+    }
     drop((alice, bob));
     server.drain();
 }

@@ -14,6 +14,10 @@ const IDLE: u32 = 10_000;
 /// 18,000 sessions, over which fixed costs spread further.
 const BYTES_PER_CONNECTION: f64 = 600.0;
 
+/// Of one session in the edge's tables, and of one user with one session in the core's registry, in
+/// any build, with what the tables leave free.
+const TABLE_BYTES_PER_SESSION: u64 = 128;
+
 /// A command line of `bench` against `server`.
 fn bench(server: &Server, scenario: &str, json: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(binary());
@@ -45,10 +49,31 @@ async fn an_idle_session_stays_within_its_budget() {
     let server = Server::serve(&["--connect-rate", "0", "--log", "warn"]);
     let json = server.dir().join("idle.json");
     let connections = IDLE.to_string();
-    let args = ["--connections", &connections, "--duration", "1s"];
-    let output = bench(&server, "idle", &json, &args)
-        .output()
+    let args = ["--connections", &connections, "--duration", "3s"];
+    let mut running = bench(&server, "idle", &json, &args)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
         .expect("the load generator runs");
+    // What the tables say while all are there.
+    let page = eventually("all are there, and counted", async || {
+        let page = server.admin("/debug/memory");
+        let all = page["connections"] == IDLE && page["core"]["sessions"] == IDLE;
+        all.then_some(page)
+    })
+    .await;
+    println!("{page}");
+    for bytes in [
+        &page["bytes_per_connection"],
+        &page["core"]["registry_bytes_per_session"],
+    ] {
+        let bytes = bytes.as_u64().expect("a number");
+        assert!(bytes <= TABLE_BYTES_PER_SESSION, "{page}");
+        assert!(bytes >= TABLE_BYTES_PER_SESSION / 2, "{page}");
+    }
+    // And what the whole process grew by.
+    tokio::task::block_in_place(|| running.wait()).expect("it ends");
+    let output = running.wait_with_output().expect("its output");
     let report = report(&output, &json);
     assert_eq!(report["metrics"]["sessions"]["value"], f64::from(IDLE));
     let bytes = report["metrics"]["user_bytes_per_session"]["value"].as_f64();
