@@ -12,10 +12,13 @@
 //! [`shard`] is the loop that turns events into inputs and actions into calls, [`timers`] its wheel,
 //! [`node`] the threads, listeners and the link of a whole process.
 //!
+//! [`handover`] takes all of it from one process to the next.
+//!
 //! [`echo`] is a second use of the first two: an echo server for conformance suites.
 
 pub mod echo;
 pub mod frame;
+pub mod handover;
 pub mod hub;
 pub mod link;
 pub mod node;

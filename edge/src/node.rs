@@ -1,32 +1,37 @@
-//! A whole edge in a process: a thread for each shard with its listeners, the link to the core, and
-//! a handle for everything that looks at it or ends it. Called by the command line.
+//! A whole edge in a process: a thread for each shard with its listeners (`crew`), the link to the
+//! core, and a handle for everything that looks at it or ends it. Called by the command line.
+
+mod crew;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::bounded;
+use socket2::SockRef;
 use tokio::runtime::Runtime;
 use tokio::sync::{oneshot, watch};
 use trunkline_identity::Verifier;
 use trunkline_proto::limits;
-use trunkline_proto::link::{EdgeHello, VERSION};
-use trunkline_proto::ports::Handle;
+use trunkline_proto::link::EdgeHello;
 
-use crate::link::grpc::{self, BadCoreUrl};
-use crate::link::manager::{AttachLocal, Attacher, run_local};
+use self::crew::{Beginning, Crew, Link, hello, listen, shards_of, spread, watch_release};
+use crate::handover::giver::Giver;
+use crate::handover::taker::Offer;
+use crate::handover::{HandoverError, socket};
+use crate::link::grpc::BadCoreUrl;
+use crate::link::manager::AttachLocal;
 use crate::link::{Inbox, LinkState, ToShard};
 use crate::observe::counters::{Number, Published};
 use crate::observe::memory::{IdleSession, Memory};
 use crate::observe::{self, ProcessNumbers};
-use crate::ring::{
-    self, BACKLOG, Driver, DriverChoice, DriverConfig, OpenError, Waker, bind_reuseport,
-};
+use crate::ring::{DriverChoice, DriverConfig, OpenError};
 use crate::session::{ClosedRecord, ConnInfo, DrainCounts, Settings, Shard, State};
-use crate::shard::{LISTENER_TCP, LISTENER_WS, ShardLoop};
 
 /// Shards of one process: a handle has a byte for them.
 pub const SHARDS_MAX: usize = 256;
@@ -105,6 +110,24 @@ pub struct EdgeNode {
     driver: &'static str,
     ws: SocketAddr,
     tcp: SocketAddr,
+    edge_id: String,
+    /// Where the shards' clock began.
+    origin: Instant,
+    /// Where a successor may ask.
+    upgrade: Option<UnixListener>,
+}
+
+/// What a predecessor handed over beside its connections.
+#[derive(Debug)]
+pub struct TakenOver {
+    pub connections: u64,
+    /// The listener of the admin pages.
+    pub admin: Option<TcpListener>,
+    /// Where the next successor asks.
+    pub upgrade: Option<UnixListener>,
+    /// The predecessor's process ends when this is dropped: not before whoever watches it knows of
+    /// the new one.
+    pub predecessor: UnixStream,
 }
 
 /// For whoever looks at an edge or ends it. Cheap to clone.
@@ -119,6 +142,12 @@ struct Shared {
     link: Arc<LinkState>,
     draining: AtomicBool,
     failed: AtomicUsize,
+    /// The node is gone, or its sockets are a successor's.
+    ended: AtomicBool,
+    handed_over: AtomicBool,
+    failed_upgrades: AtomicU64,
+    /// µs for which clients waited when this process took over; 0: it did not.
+    pause_us: AtomicU64,
 }
 
 impl EdgeNode {
@@ -128,62 +157,109 @@ impl EdgeNode {
         verifier: Verifier,
         core: CoreLink,
     ) -> Result<Self, StartError> {
-        let cores = ring::allowed_cores().unwrap_or_default();
-        let shards = match config.shards {
-            0 => cores.len().clamp(1, SHARDS_MAX),
-            shards if shards <= SHARDS_MAX => shards,
-            shards => return Err(StartError::Shards(shards)),
-        };
+        let shards = shards_of(&config)?;
         // Checked before anything is started.
-        let link = match core {
-            CoreLink::Grpc(urls) if urls.is_empty() => return Err(StartError::NoCore),
-            CoreLink::Grpc(urls) => Link::Grpc(grpc::endpoints(&urls)?),
-            CoreLink::Local(attach) => Link::Local(attach),
-        };
+        let link = Link::checked(core)?;
         let (ws, ws_listeners) = listen(config.ws, shards)?;
         let (tcp, tcp_listeners) = listen(config.tcp, shards)?;
-        let incarnation = incarnation();
-        let mut started = Vec::with_capacity(shards);
-        for (number, listeners) in ws_listeners.into_iter().zip(tcp_listeners).enumerate() {
-            // More shards than cores share them as the scheduler likes.
-            let core = (shards <= cores.len()).then(|| cores[number]);
-            let settings = settings_of(&config.settings, number, shards, incarnation);
-            let seat = seat(&config, core, settings, verifier.clone(), listeners);
-            started.push(start_shard(number, seat)?);
-        }
-        let driver = started.first().map_or("none", |s| s.driver);
-        let inboxes: Arc<[Inbox]> = started.iter().map(|s| s.inbox.clone()).collect();
-        let shared = Arc::new(Shared {
-            inboxes: inboxes.clone(),
-            published: started.iter().map(|s| s.published.clone()).collect(),
-            link: Arc::default(),
-            draining: AtomicBool::new(false),
-            failed: AtomicUsize::new(0),
-        });
-        let mut threads = Vec::with_capacity(shards);
-        for shard in started {
-            // Set only now: the shard begins its loop with it.
-            if shard.begin.send(shared.clone()).is_ok() {
-                threads.push(shard.thread);
-            }
-        }
+        let crew = Crew::muster(&config, &verifier, shards, Instant::now())?;
         tracing::info!(
             "user memory of an idle session, on the edge: {}",
             IdleSession::of_this_build()
         );
-        let hello = hello(&config, incarnation);
-        let attacher = Attacher::new(inboxes, hello, shared.link.clone());
-        let (link_stop, stopped) = watch::channel(false);
-        let runtime = start_link(attacher, link, stopped).map_err(StartError::Thread)?;
-        Ok(Self {
-            handle: EdgeHandle { shared },
-            threads,
-            link_stop,
-            runtime: Some(runtime),
-            driver,
-            ws,
-            tcp,
-        })
+        let one_each = |sockets: Vec<TcpListener>| sockets.into_iter().map(|s| vec![s]).collect();
+        let beginning = Beginning {
+            ws: (ws, one_each(ws_listeners)),
+            tcp: (tcp, one_each(tcp_listeners)),
+            hello: hello(&config, crew.incarnation),
+            link_state: LinkState::default(),
+            released: None,
+        };
+        Ok(crew.begin(beginning, link))
+    }
+
+    /// Takes the listeners and connections of the edge at the other end of `predecessor` over, which
+    /// ends; see [`crate::handover`]. After an error that edge goes on.
+    pub fn take_over(
+        config: EdgeConfig,
+        verifier: Verifier,
+        core: CoreLink,
+        predecessor: UnixStream,
+    ) -> Result<(Self, TakenOver), HandoverError> {
+        let failed = |e: StartError| HandoverError::from(Box::new(e));
+        let shards = shards_of(&config).map_err(failed)?;
+        let link = Link::checked(core).map_err(failed)?;
+        let offer = Offer::ask(predecessor, config.ws, config.tcp, &config.edge_id)?;
+        // The clock goes on, and with it everything that was measured on it.
+        let origin = Instant::now().checked_sub(offer.clock());
+        let origin = origin.unwrap_or_else(Instant::now);
+        let crew = Crew::muster(&config, &verifier, shards, origin).map_err(failed)?;
+        crew.check_room(offer.welcome.connections)?;
+        let edge_id = offer.welcome.edge_id.clone();
+        let began = Instant::now();
+        let mut next = 0;
+        let mut came = offer.take(|batch| {
+            next = (next + 1) % shards;
+            crew.shards[next].adopt(batch)
+        })?;
+        let mut listening = std::mem::take(&mut came.listeners);
+        let mut of = |kind| listening.remove(&kind).unwrap_or_default();
+        let (ws, tcp) = (of(socket::WS), of(socket::TCP));
+        let admin = of(socket::ADMIN).pop().map(TcpListener::from);
+        let upgrade = of(socket::UPGRADE).pop().map(UnixListener::from);
+        let (released, is_released) = bounded(shards);
+        let beginning = Beginning {
+            ws: spread(ws, shards)?,
+            tcp: spread(tcp, shards)?,
+            hello: EdgeHello {
+                edge_id,
+                ..hello(&config, crew.incarnation)
+            },
+            link_state: LinkState::resuming(came.core_time_ms),
+            released: Some(released),
+        };
+        came.commit()?;
+        let node = crew.begin(beginning, link);
+        let connections = came.connections;
+        let shared = node.handle.shared.clone();
+        watch_release(shared, is_released, connections, began);
+        let taken = TakenOver {
+            connections,
+            admin,
+            upgrade,
+            predecessor: came.into_stream(),
+        };
+        Ok((node, taken))
+    }
+
+    /// From now on a successor may take everything over that asks at `listener`, the listener of the
+    /// `admin` pages too. `gone` is called when it has: the shards have ended or are about to.
+    pub fn offer_upgrade(
+        &mut self,
+        listener: UnixListener,
+        admin: OwnedFd,
+        gone: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        let handle = self.handle();
+        let giver = Giver {
+            handle: handle.clone(),
+            listener: listener.try_clone()?,
+            others: vec![(socket::ADMIN, admin)],
+            edge_id: self.edge_id.clone(),
+            ws: self.ws,
+            tcp: self.tcp,
+            origin: self.origin,
+        };
+        self.upgrade = Some(listener);
+        std::thread::Builder::new()
+            .name("edge-upgrade".into())
+            .spawn(move || {
+                giver.run();
+                if handle.is_handed_over() {
+                    gone();
+                }
+            })
+            .map(drop)
     }
 
     /// Where the WebSocket listener is.
@@ -238,6 +314,18 @@ impl EdgeNode {
 
 impl Drop for EdgeNode {
     fn drop(&mut self) {
+        self.handle.shared.ended.store(true, Ordering::Release);
+        if let Some(listener) = self.upgrade.take()
+            && !self.handle.is_handed_over()
+        {
+            // Ends the wait of whoever accepts from it; it fails for nobody.
+            let _ = SockRef::from(&listener).shutdown(std::net::Shutdown::Both);
+            let address = listener.local_addr().ok();
+            if let Some(path) = address.as_ref().and_then(|a| a.as_pathname()) {
+                // Another start would replace it.
+                let _ = std::fs::remove_file(path);
+            }
+        }
         self.handle.stop();
         for thread in self.threads.drain(..) {
             drop(thread.join());
@@ -251,6 +339,40 @@ impl Drop for EdgeNode {
 }
 
 impl EdgeHandle {
+    /// Whether this edge's sockets are a successor's now.
+    pub fn is_handed_over(&self) -> bool {
+        self.shared.handed_over.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_handed_over(&self) {
+        self.shared.handed_over.store(true, Ordering::Release);
+        self.shared.ended.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.shared.ended.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.shared.draining.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn count_failed_upgrade(&self) {
+        self.shared.failed_upgrades.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn inboxes(&self) -> &[Inbox] {
+        &self.shared.inboxes
+    }
+
+    pub(crate) fn core_time_ms(&self) -> u64 {
+        self.shared.link.core_time_ms()
+    }
+
+    pub(crate) fn awaits_core(&self) -> bool {
+        self.shared.link.awaits_core()
+    }
+
     /// Sends everybody elsewhere within `budget`; the shards end as soon as nobody is left.
     pub fn drain(&self, budget: Duration) {
         self.shared.draining.store(true, Ordering::Release);
@@ -298,6 +420,8 @@ impl EdgeHandle {
             link_up: self.shared.link.is_up(),
             credit: self.shared.link.credit(),
             draining: self.shared.draining.load(Ordering::Acquire),
+            failed_upgrades: self.shared.failed_upgrades.load(Ordering::Acquire),
+            upgrade_pause_us: self.shared.pause_us.load(Ordering::Acquire),
         };
         observe::encode(&shards, process, out);
     }
@@ -362,193 +486,5 @@ impl EdgeHandle {
             }
         }
         all
-    }
-}
-
-enum Link {
-    Local(AttachLocal),
-    Grpc(Vec<tonic::transport::Endpoint>),
-}
-
-fn start_link(
-    attacher: Attacher,
-    link: Link,
-    stopped: watch::Receiver<bool>,
-) -> io::Result<Runtime> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("edge-link")
-        .enable_all()
-        .build()?;
-    match link {
-        Link::Local(attach) => drop(runtime.spawn(run_local(attacher, attach, stopped))),
-        Link::Grpc(cores) => drop(runtime.spawn(grpc::run_grpc(attacher, cores, stopped))),
-    }
-    Ok(runtime)
-}
-
-/// What a shard's thread is given.
-struct Seat {
-    /// To be pinned to.
-    core: Option<usize>,
-    driver: DriverChoice,
-    driver_config: DriverConfig,
-    settings: Settings,
-    verifier: Verifier,
-    listeners: (TcpListener, TcpListener),
-}
-
-fn seat(
-    config: &EdgeConfig,
-    core: Option<usize>,
-    settings: Settings,
-    verifier: Verifier,
-    listeners: (TcpListener, TcpListener),
-) -> Seat {
-    Seat {
-        core,
-        driver: config.driver,
-        driver_config: DriverConfig {
-            slots_max: config.driver_config.slots_max.min(Handle::SLOTS_MAX),
-            ..config.driver_config.clone()
-        },
-        settings,
-        verifier,
-        listeners,
-    }
-}
-
-struct Started {
-    inbox: Inbox,
-    /// The driver's name.
-    driver: &'static str,
-    published: Arc<Published>,
-    begin: Sender<Arc<Shared>>,
-    thread: JoinHandle<io::Result<DrainCounts>>,
-}
-
-/// Starts a shard's thread and waits until it has its driver, which must be made there.
-fn start_shard(number: usize, seat: Seat) -> Result<Started, StartError> {
-    let (sender, inbox) = unbounded();
-    let (ready, is_ready) = bounded(1);
-    let (begin, begins) = bounded::<Arc<Shared>>(1);
-    let published = Arc::new(Published::default());
-    let of_thread = published.clone();
-    let thread = std::thread::Builder::new()
-        .name(format!("edge-shard-{number}"))
-        .spawn(move || run_shard(seat, inbox, &of_thread, &ready, &begins))
-        .map_err(StartError::Thread)?;
-    let (waker, driver) = match is_ready.recv() {
-        Ok(opened) => opened?,
-        Err(_) => {
-            let gone = io::Error::other("the shard's thread ended while it started");
-            return Err(StartError::Thread(gone));
-        }
-    };
-    Ok(Started {
-        inbox: Inbox { sender, waker },
-        driver,
-        published,
-        begin,
-        thread,
-    })
-}
-
-fn run_shard(
-    seat: Seat,
-    inbox: Receiver<ToShard>,
-    published: &Arc<Published>,
-    ready: &Sender<Result<(Waker, &'static str), StartError>>,
-    begins: &Receiver<Arc<Shared>>,
-) -> io::Result<DrainCounts> {
-    if let Some(core) = seat.core
-        && let Err(error) = ring::pin_to_core(core)
-    {
-        tracing::warn!("cannot pin a shard to core {core}: {error}");
-    }
-    let driver = match ring::open(seat.driver, &seat.driver_config) {
-        Ok(driver) => driver,
-        Err(error) => {
-            // The caller waits for exactly this.
-            let _ = ready.send(Err(error.into()));
-            return Ok(DrainCounts::default());
-        }
-    };
-    let _ = ready.send(Ok((driver.waker(), driver.name())));
-    let Ok(shared) = begins.recv() else {
-        // Another shard did not start.
-        return Ok(DrainCounts::default());
-    };
-    let shard = Shard::new(seat.settings, seat.verifier);
-    let result = serve(driver, shard, seat.listeners, inbox, published);
-    if let Err(error) = &result {
-        shared.failed.fetch_add(1, Ordering::AcqRel);
-        tracing::error!("a shard's driver has failed: {error}");
-    }
-    result
-}
-
-fn serve(
-    mut driver: Box<dyn Driver>,
-    shard: Shard,
-    listeners: (TcpListener, TcpListener),
-    inbox: Receiver<ToShard>,
-    published: &Arc<Published>,
-) -> io::Result<DrainCounts> {
-    driver.listen(LISTENER_WS, listeners.0)?;
-    driver.listen(LISTENER_TCP, listeners.1)?;
-    ShardLoop::new(driver, shard, inbox, published.clone()).run()
-}
-
-/// One listener for each shard, all on one port.
-fn listen(
-    address: SocketAddr,
-    shards: usize,
-) -> Result<(SocketAddr, Vec<TcpListener>), StartError> {
-    let failed = |source| StartError::Listen { address, source };
-    let first = bind_reuseport(address, BACKLOG).map_err(failed)?;
-    let bound = first.local_addr().map_err(failed)?;
-    let mut listeners = vec![first];
-    for _ in 1..shards {
-        listeners.push(bind_reuseport(bound, BACKLOG).map_err(failed)?);
-    }
-    Ok((bound, listeners))
-}
-
-/// A shard's own: its number, its share of the rates, its seed.
-fn settings_of(all: &Settings, number: usize, shards: usize, incarnation: u64) -> Settings {
-    let shards = shards as u32;
-    Settings {
-        shard: number as u8,
-        incarnation,
-        seed: incarnation ^ (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15),
-        address_rate: all.address_rate.div_ceil(shards),
-        address_burst: all.address_burst.div_ceil(shards),
-        accept_rate: all.accept_rate.div_ceil(shards),
-        accept_burst: all.accept_burst.div_ceil(shards),
-        ..all.clone()
-    }
-}
-
-/// Later process starts have higher ones, and no two the same.
-fn incarnation() -> u64 {
-    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let ms = unix.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(0));
-    ms << 20 | u64::from(rand::random::<u32>() >> 12)
-}
-
-fn hello(config: &EdgeConfig, incarnation: u64) -> EdgeHello {
-    let edge_id = match &*config.edge_id {
-        "" => format!("edge-{incarnation:x}"),
-        id => id.to_owned(),
-    };
-    EdgeHello {
-        edge_id,
-        incarnation,
-        resume_from_ms: 0,
-        send_rate: config.settings.send_rate,
-        send_burst: config.settings.send_burst,
-        sessions_per_user_max: config.sessions_per_user_max,
-        version: VERSION,
     }
 }

@@ -2,18 +2,21 @@
 //! and what it wants done goes to the driver and the core. One thread, no locks, no busy ticks: an
 //! idle shard sleeps until something comes or is due.
 
+mod moving;
+
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use trunkline_proto::link::EdgeBatch;
 use trunkline_proto::ports::CorePort;
 
+use crate::handover::{Held, Order};
 use crate::hub::ShardOp;
 use crate::link::ToShard;
 use crate::observe::counters::{LoopStats, PUBLISH_INTERVAL_MS, Published};
-use crate::ring::{Driver, Event, ListenerId, Waker};
+use crate::ring::{Driver, Event, Hold, ListenerId, Waker};
 use crate::session::{Actions, DrainCounts, Now, Shard, Transport};
 
 /// The listener whose connections speak WebSocket.
@@ -44,20 +47,32 @@ pub struct ShardLoop {
     started: Instant,
     /// When the last turn ended: no time passes between turns.
     ended: Instant,
+    /// Where the shard's clock began: in the first of the processes that this one follows.
+    origin: Instant,
     published_at: Instant,
     /// Something happened since the numbers were published.
     dirty: bool,
     /// The loop ends then at the latest.
     ends_at: Option<Instant>,
+    /// Told when the driver reads no more.
+    held: Option<Sender<Held>>,
+    /// To be followed after this turn.
+    orders: Option<Receiver<Order>>,
+    /// Reading begins when the core knows of all sessions, or then.
+    reads_at: Option<Instant>,
+    /// What `reads_at` becomes once a core is attached.
+    announced_by: Option<Instant>,
+    released: Option<Sender<()>>,
 }
 
 impl ShardLoop {
-    /// To be made and run on the shard's own thread.
+    /// To be made and run on the shard's own thread. `origin`: where its clock began.
     pub fn new(
         driver: Box<dyn Driver>,
         shard: Shard,
         inbox: Receiver<ToShard>,
         published: Arc<Published>,
+        origin: Instant,
     ) -> Self {
         let started = Instant::now();
         Self {
@@ -72,9 +87,15 @@ impl ShardLoop {
             link_ns: 0,
             started,
             ended: started,
+            origin,
             published_at: started,
             dirty: true,
             ends_at: None,
+            held: None,
+            orders: None,
+            reads_at: None,
+            announced_by: None,
+            released: None,
         }
     }
 
@@ -96,11 +117,14 @@ impl ShardLoop {
         self.turns += 1;
         let time = Instant::now();
         if !any {
-            self.shard.begin(now(self.started, time));
+            self.shard.begin(now(self.origin, time));
         }
         self.take_inbox();
         self.shard.end_turn(&mut self.actions);
         self.apply();
+        if self.is_moving() && self.move_on()? {
+            return Ok(true);
+        }
         self.ended = Instant::now();
         self.link_ns += nanos(self.ended.duration_since(time));
         self.publish_if_due();
@@ -125,7 +149,8 @@ impl ShardLoop {
             let interval = Duration::from_millis(PUBLISH_INTERVAL_MS);
             (self.published_at + interval).saturating_duration_since(time)
         });
-        let end = self.ends_at.map(|at| at.saturating_duration_since(time));
+        let ends = [self.ends_at, self.reads_at].into_iter().flatten().min();
+        let end = ends.map(|at| at.saturating_duration_since(time));
         let shard = self.shard.timeout();
         let wanted = [publish, end, shard].into_iter().flatten().min();
         wanted.unwrap_or(SLEEP_MAX).min(SLEEP_MAX)
@@ -133,13 +158,13 @@ impl ShardLoop {
 
     /// Whether the driver had any events, and so the shard has the time.
     fn turn_driver(&mut self, timeout: Duration) -> io::Result<bool> {
-        let started = self.started;
+        let origin = self.origin;
         let shard = &mut self.shard;
         let mut any = false;
         self.driver.turn(timeout, &mut |event| {
             // The clock is read when the wait is over, once for all that has come.
             if !any {
-                shard.begin(now(started, Instant::now()));
+                shard.begin(now(origin, Instant::now()));
                 any = true;
             }
             match event {
@@ -206,6 +231,12 @@ impl ShardLoop {
                     self.shard.core_ops(ops.into_iter().filter(still), 0);
                 }
             }
+            ToShard::Hold { held } => {
+                self.driver.hold(Hold::Reading);
+                self.held = Some(held);
+            }
+            ToShard::LetGo => self.let_go(),
+            ToShard::Depart { orders } => self.orders = Some(orders),
             ToShard::Drain { budget_ms } => {
                 self.shard.drain(budget_ms);
                 let budget = Duration::from_millis(budget_ms);
@@ -281,10 +312,10 @@ impl ShardLoop {
     }
 }
 
-fn now(started: Instant, time: Instant) -> Now {
+fn now(origin: Instant, time: Instant) -> Now {
     let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     Now {
-        mono_ns: nanos(time.duration_since(started)),
+        mono_ns: nanos(time.duration_since(origin)),
         unix_ms: unix.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
     }
 }

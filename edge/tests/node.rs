@@ -2,6 +2,7 @@
 //! in the same process, and behind gRPC.
 
 mod node_support;
+mod node_upgrade;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -60,6 +60,18 @@ impl Gcra {
         Ok(())
     }
 
+    /// How far its next free place lies ahead of `now_ns`: all that it knows.
+    pub const fn ahead_ns(self, now_ns: u64) -> u64 {
+        self.next_ns.saturating_sub(now_ns)
+    }
+
+    /// The limiter whose next free place lies `ahead_ns` after `now_ns`.
+    pub const fn ahead(now_ns: u64, ahead_ns: u64) -> Self {
+        Self {
+            next_ns: now_ns.saturating_add(ahead_ns),
+        }
+    }
+
     /// Whether the limiter holds nothing that a new one would not.
     pub const fn is_idle(self, now_ns: u64) -> bool {
         self.next_ns <= now_ns

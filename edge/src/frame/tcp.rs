@@ -4,6 +4,8 @@
 //! over the limit fails before a byte of that frame is kept; what is kept grows with what was
 //! received. Called by the shard for each receive of a raw TCP connection; errors are terminal.
 
+mod carried;
+
 use bytes::BufMut;
 use trunkline_proto::codes::Close;
 

@@ -19,6 +19,19 @@ pub struct Utf8Stream {
 }
 
 impl Utf8Stream {
+    /// The beginning of a code point that the next piece must complete.
+    pub fn code_point(&self) -> &[u8] {
+        &self.pending[..usize::from(self.pending_len)]
+    }
+
+    /// A checker within a code point that begins with `bytes`: what [`Utf8Stream::code_point`] says
+    /// of another. None if no code point begins so.
+    pub fn within(bytes: &[u8]) -> Option<Self> {
+        let mut stream = Self::default();
+        stream.push(bytes).ok()?;
+        (stream.code_point() == bytes).then_some(stream)
+    }
+
     /// Takes the next piece.
     pub fn push(&mut self, mut piece: &[u8]) -> Result<(), Invalid> {
         while self.pending_len > 0 {

@@ -11,6 +11,8 @@
 //! Called by the shard for each receive of a connection that has been upgraded. Every error is
 //! terminal: the caller sends [`WsError::close`] and stops reading.
 
+mod carried;
+
 use std::ops::Range;
 
 use trunkline_proto::codes::Close;

@@ -19,10 +19,11 @@ pub mod uplink;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
-use trunkline_proto::ports::CorePort;
+use trunkline_proto::ports::{CREDIT_INITIAL, CorePort};
 
+use crate::handover::{Held, Order};
 use crate::hub::ShardOp;
 use crate::ring::Waker;
 use crate::session::{ClosedRecord, ConnInfo, State};
@@ -45,6 +46,12 @@ pub enum ToShard {
         /// Credit to return when this is dealt with.
         settles: u32,
     },
+    /// Accept and read no more; answered with the listening sockets when that is so.
+    Hold { held: Sender<Held> },
+    /// Go on as before.
+    LetGo,
+    /// Do nothing but what is ordered: a successor takes everything over.
+    Depart { orders: Receiver<Order> },
     /// Send everybody elsewhere.
     Drain { budget_ms: u64 },
     /// Close everything and end.
@@ -88,6 +95,22 @@ pub struct LinkState {
 }
 
 impl LinkState {
+    /// Of a process that goes on where another stood.
+    pub fn resuming(core_time_ms: u64) -> Self {
+        Self {
+            core_time_ms: AtomicU64::new(core_time_ms),
+            ..Self::default()
+        }
+    }
+
+    /// Whether the core has something of this edge that it has not answered: its credit is then not
+    /// what it was at first.
+    pub fn awaits_core(&self) -> bool {
+        let credit = self.credit.lock();
+        let short = |c: &Arc<Credit>| c.available() < u64::from(CREDIT_INITIAL);
+        credit.as_ref().is_some_and(short)
+    }
+
     /// Whether a core is attached.
     pub fn is_up(&self) -> bool {
         self.up.load(Ordering::Acquire)

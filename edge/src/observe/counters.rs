@@ -64,6 +64,7 @@ numbers! {
         AcceptedWs "transport=\"ws\""
         AcceptedTcp "transport=\"tcp\""
     }
+    Counter "taken_over" "Connections taken over from a predecessor process." { TakenOver "" }
     Counter "handshake_failures" "Connections refused before they were a session." {
         RefusedBadRequest "reason=\"bad_request\""
         RefusedUnauthorized "reason=\"unauthorized\""

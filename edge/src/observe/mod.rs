@@ -18,6 +18,9 @@ pub struct ProcessNumbers {
     pub link_up: bool,
     pub credit: u64,
     pub draining: bool,
+    pub failed_upgrades: u64,
+    /// 0: this process took nothing over.
+    pub upgrade_pause_us: u64,
 }
 
 /// Appends all numbers: sums over the shards, but for what the loops and their drivers did, which
@@ -59,6 +62,26 @@ pub fn encode(shards: &[&Published], process: ProcessNumbers, out: &mut String) 
         head(out, &family);
         sample(out, &family, "", &value.to_string());
     }
+    encode_upgrades(process, out);
+}
+
+fn encode_upgrades(process: ProcessNumbers, out: &mut String) {
+    let failed = Family {
+        kind: Kind::Counter,
+        name: "upgrades_failed",
+        help: "Successors that were refused or did not take over.",
+    };
+    head(out, &failed);
+    sample(out, &failed, "", &process.failed_upgrades.to_string());
+    let pause = Family {
+        kind: Kind::Gauge,
+        name: "upgrade_pause_seconds",
+        help: "How long clients waited when this process took over; 0 if it did not.",
+    };
+    let us = process.upgrade_pause_us;
+    let seconds = format!("{}.{:06}", us / 1_000_000, us % 1_000_000);
+    head(out, &pause);
+    sample(out, &pause, "", &seconds);
 }
 
 fn encode_drivers(shards: &[&Published], out: &mut String) {
@@ -148,6 +171,8 @@ mod tests {
             link_up: true,
             credit: 7,
             draining: false,
+            failed_upgrades: 2,
+            upgrade_pause_us: 1_250_000,
         };
         let mut text = String::new();
         encode(&[&shards[0], &shards[1]], process, &mut text);
@@ -161,6 +186,8 @@ mod tests {
             "trunkline_edge_ring_enters_total{shard=\"0\"} 3",
             "trunkline_edge_loop_turns_total{shard=\"1\"} 9",
             "trunkline_edge_link_up 1",
+            "trunkline_edge_upgrades_failed_total 2",
+            "trunkline_edge_upgrade_pause_seconds 1.250000",
             "# TYPE trunkline_edge_closes_total counter",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");

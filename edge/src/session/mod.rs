@@ -13,6 +13,7 @@
 //! - `closing`: every way in which a connection ends; `closed`: the last ones, with reasons
 //! - `clock`: deadlines, heartbeats, the end of tokens
 //! - `draining`: sending everybody elsewhere
+//! - `moving`: connections from and to another process
 //! - `outbox`: what a slow socket is owed; `turns`: what a turn brings for each socket, in the
 //!   memory of an `arena`
 //! - `addresses`: how often an address may connect
@@ -33,6 +34,7 @@ mod closed;
 mod closing;
 mod draining;
 mod incoming;
+mod moving;
 mod opening;
 mod outbox;
 mod settings;

@@ -19,6 +19,7 @@ use hashbrown::{DefaultHashBuilder, HashSet};
 use trunkline_proto::client::{ServerBody, ServerFrame};
 
 use crate::frame::ws;
+use crate::handover::state::{self, BadState};
 
 /// Bytes of the control lane: an unanswered ping or two. Of pongs that do not fit, the older are
 /// the ones to drop (RFC 6455, 5.5.3).
@@ -244,6 +245,37 @@ impl Outbox {
         self.receipts -= gone;
         self.receipts_coalesced = self.receipts.max(1);
         gone
+    }
+
+    /// All that is queued, for another process.
+    pub fn carried(&self) -> state::Outbox {
+        state::Outbox {
+            control: self.control.clone(),
+            items: self
+                .items
+                .iter()
+                .map(|item| state::OutboxItem {
+                    bytes: item.bytes.clone(),
+                    class: item.class as u32,
+                    key: item.key,
+                })
+                .collect(),
+        }
+    }
+
+    /// The outbox of a socket for which the driver holds `held` bytes.
+    pub fn resumed(carried: state::Outbox, held: usize) -> Result<Self, BadState> {
+        let mut outbox = Self {
+            control: carried.control,
+            held,
+            ..Self::default()
+        };
+        for item in carried.items {
+            let class = Class::ALL.get(item.class as usize).copied();
+            let class = class.ok_or(BadState("an unknown class of frames"))?;
+            outbox.append(item.bytes, class, item.key);
+        }
+        Ok(outbox)
     }
 
     /// Everything that is queued, in the order in which it is to leave: the driver took its tail.

@@ -49,6 +49,8 @@ struct CoreState {
     open: Vec<u64>,
     announced_again: usize,
     closed: usize,
+    /// Messages that were taken and not answered.
+    taken: usize,
     seq: u64,
     granted: u64,
     silent: bool,
@@ -72,7 +74,12 @@ impl FakeCore {
     pub fn answer(&self, batch: EdgeBatch) -> Option<CoreBatch> {
         let mut state = self.state.lock();
         state.granted += u64::from(batch.credit);
-        let credit = batch.ops.len() as u32;
+        let unanswered = batch
+            .ops
+            .iter()
+            .filter(|op| state.silent && matches!(&op.op, Some(Op::Frame(_))));
+        // Credit returns with the answers.
+        let credit = (batch.ops.len() - unanswered.count()) as u32;
         let ops: Vec<CoreOp> = batch
             .ops
             .into_iter()
@@ -102,6 +109,11 @@ impl FakeCore {
 
     pub fn announced_again(&self) -> usize {
         self.state.lock().announced_again
+    }
+
+    /// Messages that were taken while it was silent.
+    pub fn taken(&self) -> usize {
+        self.state.lock().taken
     }
 
     pub fn closed(&self) -> usize {
@@ -171,7 +183,10 @@ impl CoreState {
                     frame: Some(ServerFrame::answer(id, ServerBody::Ack(ack))),
                 })
             }
-            Op::Frame(_) => return None,
+            Op::Frame(_) => {
+                self.taken += 1;
+                return None;
+            }
         };
         Some(CoreOp { op: Some(op) })
     }

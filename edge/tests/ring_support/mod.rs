@@ -35,23 +35,23 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// How a driver of this kind is opened, else as `config` says.
-    pub fn driver(self, config: DriverConfig) -> (DriverChoice, DriverConfig) {
+    /// A driver of this kind.
+    pub fn open(self, config: DriverConfig) -> Box<dyn Driver> {
         let (choice, rings) = match self {
-            Self::Uring | Self::Polled => (DriverChoice::Uring, 1),
-            Self::Rings | Self::PolledRings => (DriverChoice::Uring, 3),
-            Self::Epoll => (DriverChoice::Epoll, 1),
+            Kind::Uring | Kind::Polled => (DriverChoice::Uring, 1),
+            Kind::Rings | Kind::PolledRings => (DriverChoice::Uring, 3),
+            Kind::Epoll => (DriverChoice::Epoll, 1),
         };
         let receive = match self {
-            Self::Polled | Self::PolledRings => ReceiveMode::Poll,
-            Self::Uring | Self::Rings | Self::Epoll => ReceiveMode::Multishot,
+            Kind::Polled | Kind::PolledRings => ReceiveMode::Poll,
+            Kind::Uring | Kind::Rings | Kind::Epoll => ReceiveMode::Multishot,
         };
         let config = DriverConfig {
             rings,
             receive,
             ..config
         };
-        (choice, config)
+        open(choice, &config).unwrap()
     }
 }
 
@@ -95,8 +95,7 @@ impl Shard {
         let serial = SERIAL
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (choice, config) = kind.driver(config);
-        let mut driver = open(choice, &config).unwrap();
+        let mut driver = kind.open(config);
         let listener = bind_reuseport(([127, 0, 0, 1], 0).into(), 4_096).unwrap();
         let address = listener.local_addr().unwrap();
         driver.listen(7, listener).unwrap();

@@ -6,23 +6,16 @@ use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use bytes::Bytes;
-use trunkline_edge::ring::{ConnId, Driver, DriverConfig, Hold, open};
+use trunkline_edge::ring::{ConnId, Driver, DriverConfig, Hold};
 
 use super::{DEADLINE, Kind, Seen, Shard, pattern, read_in_pieces};
 
-const SUCCESSORS: [Kind; 5] = [
-    Kind::Uring,
-    Kind::Rings,
-    Kind::Polled,
-    Kind::PolledRings,
-    Kind::Epoll,
-];
+const SUCCESSORS: [Kind; 4] = [Kind::Uring, Kind::PolledRings, Kind::Rings, Kind::Epoll];
 /// More than two sockets hold.
 const UNREAD: usize = 16 << 20;
 
 fn successor(kind: Kind) -> Box<dyn Driver> {
-    let (choice, config) = kind.driver(DriverConfig::default());
-    open(choice, &config).unwrap()
+    kind.open(DriverConfig::default())
 }
 
 fn hold(shard: &mut Shard, hold: Hold) {

@@ -12,8 +12,11 @@ use crate::ring::{Carried, ConnId, Fin, Hold};
 impl EpollDriver {
     pub(super) fn hold_back(&mut self, hold: Hold) {
         let before = std::mem::replace(&mut self.held, hold);
+        if before == hold {
+            return;
+        }
         self.update_accepting();
-        if hold >= before {
+        if hold > before {
             for id in std::mem::take(&mut self.ready) {
                 if let Some(slot) = self.slots.find(id) {
                     self.slots.get_mut(slot).clear(flag::READY);

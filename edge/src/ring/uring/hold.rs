@@ -21,6 +21,9 @@ const ANY_ENTRY: i32 = -1;
 impl Ring {
     pub(super) fn hold(&mut self, hold: Hold) {
         let before = std::mem::replace(&mut self.held, hold);
+        if before == hold {
+            return;
+        }
         self.acceptor.held = hold != Hold::Nothing;
         self.update_accepting();
         let slots: Vec<u32> = self.slots.iter_live().collect();

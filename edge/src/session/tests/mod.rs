@@ -4,6 +4,7 @@ mod clock;
 mod draining;
 mod frames;
 mod link;
+mod moving;
 mod opening;
 mod random;
 mod slow;
