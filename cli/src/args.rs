@@ -17,6 +17,9 @@ const PRECEDENCE: &str = "\
 Settings: flags over environment (TRUNKLINE_WS for --ws) over --config FILE over defaults.
 `trunkline config default` prints them all with what they mean.";
 
+/// The flag and its id.
+const UPGRADE: &str = "upgrade";
+
 /// The whole command line.
 pub fn command() -> Command {
     Command::new("trunkline")
@@ -41,6 +44,7 @@ pub fn command() -> Command {
             Role::Edge,
             "Run an edge: it holds client sockets and attaches to a core",
             "  TRUNKLINE_JWT_SECRET=… trunkline edge --core http://10.0.0.5:7420\n  \
+             trunkline edge --upgrade --core http://10.0.0.5:7420   # in place of the one that runs\n  \
              trunkline edge --echo --ws 127.0.0.1:9001",
         ))
         .subcommand(role_command(
@@ -66,6 +70,7 @@ fn role_command(role: Role, about: &'static str, examples: &'static str) -> Comm
     Command::new(role.as_str())
         .about(about)
         .arg(config_flag())
+        .arg(upgrade_flag(role))
         .args(
             TABLE
                 .iter()
@@ -83,6 +88,19 @@ fn config_flag() -> Arg {
         .help(format!(
             "Read settings from this TOML file [env: {CONFIG_VARIABLE}]"
         ))
+}
+
+/// No setting: in a file or the environment it would hold for every start.
+fn upgrade_flag(role: Role) -> Arg {
+    Arg::new(UPGRADE)
+        .long(UPGRADE)
+        .action(ArgAction::SetTrue)
+        // Known everywhere, so that the refusal says why.
+        .hide(role != Role::Edge)
+        .help(
+            "Take the sockets and sessions of the edge that runs over: no client is disconnected, \
+             and the old process ends",
+        )
 }
 
 fn setting_flag(setting: &Setting, role: Option<Role>) -> Arg {
@@ -206,6 +224,11 @@ pub fn given_settings(matches: &ArgMatches) -> Vec<(&'static str, String)> {
         .filter(given)
         .filter_map(|s| Some((s.key, matches.get_one::<String>(s.key)?.clone())))
         .collect()
+}
+
+/// Whether `--upgrade` was given.
+pub fn is_upgrade(matches: &ArgMatches) -> bool {
+    matches.get_flag(UPGRADE)
 }
 
 /// `--config`, if given.

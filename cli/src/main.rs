@@ -74,7 +74,7 @@ fn run_role(role: &str, matches: &clap::ArgMatches, environment: &[(String, Stri
         return Failure::Runtime(format!("no subcommand {role}")).report();
     };
     match run::run(role, matches, environment) {
-        Ok(Ended::Drained) => ExitCode::SUCCESS,
+        Ok(Ended::Drained | Ended::HandedOver) => ExitCode::SUCCESS,
         Ok(Ended::Stopped(signal)) => EXIT_SIGNALLED
             .saturating_add(u8::try_from(signal).unwrap_or(0))
             .into(),

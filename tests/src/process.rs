@@ -93,6 +93,10 @@ impl Server {
     /// edge is ready when its core is.
     pub fn start(&mut self) {
         self.spawn();
+        self.until_ready();
+    }
+
+    fn until_ready(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             let status = self
@@ -123,6 +127,11 @@ impl Server {
     /// Starts it without waiting.
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "it runs already");
+        self.child = Some(self.spawn_with(&[]));
+    }
+
+    /// A new process with further flags, in the same place.
+    fn spawn_with(&self, flags: &[&str]) -> Child {
         // It may not have been written in the life before.
         let _ = std::fs::remove_file(self.ports_file());
         let log = File::options()
@@ -153,9 +162,23 @@ impl Server {
             .arg(self.ports_file())
             .envs(self.env.iter().cloned())
             .stdin(Stdio::null())
+            .args(flags)
             .stdout(log.try_clone().expect("a descriptor"))
             .stderr(log);
-        self.child = Some(command.spawn().expect("the server starts"));
+        command.spawn().expect("the server starts")
+    }
+
+    /// Starts a process that is to take everything over from this one.
+    pub fn spawn_successor(&self) -> Child {
+        self.spawn_with(&["--upgrade"])
+    }
+
+    /// Waits until `successor` has taken over and is ready; how this process has ended.
+    pub fn succeeded_by(&mut self, successor: Child) -> ExitStatus {
+        let status = self.wait();
+        self.child = Some(successor);
+        self.until_ready();
+        status
     }
 
     /// An environment variable for the next start.
@@ -206,6 +229,12 @@ impl Server {
 
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
+    }
+
+    /// Whether it has not ended by itself.
+    pub fn is_running(&mut self) -> bool {
+        let child = self.child.as_mut().expect("it was started");
+        child.try_wait().expect("a child of ours").is_none()
     }
 
     pub fn is_ready(&self) -> bool {

@@ -1,34 +1,71 @@
-//! `trunkline edge`: sockets here, the core elsewhere; or, with `--echo`, no core at all.
+//! `trunkline edge`: sockets here, the core elsewhere, and with `--upgrade` in place of the process
+//! that ran before; or, with `--echo`, no core at all.
 
 use std::future::IntoFuture as _;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use trunkline_edge::echo::{Options, run_echo_shard};
+use trunkline_edge::handover;
 use trunkline_edge::node::{CoreLink, EdgeNode};
 use trunkline_edge::observe::admin::edge_admin_router;
 use trunkline_edge::ring::{self, BACKLOG, DriverChoice, DriverConfig, bind_reuseport};
+use trunkline_identity::Verifier;
 
 use super::listen::{Listening, bind};
 use super::serve::until;
 use super::signals::Ending;
-use super::{Ended, parts};
+use super::{Ended, notify, parts};
 use crate::exit::Failure;
 use crate::settings::Settings;
 
-pub fn run(settings: &Settings, runtime: &Runtime) -> Result<Ended, Failure> {
+/// Whoever still reads an admin page at the end has this long.
+const PAGES_MAX: Duration = Duration::from_secs(2);
+
+/// A running edge, and the listeners of its process.
+struct Running {
+    edge: EdgeNode,
+    admin: TcpListener,
+    upgrade: Option<UnixListener>,
+    /// The old process ends when this is dropped.
+    predecessor: Option<UnixStream>,
+}
+
+pub fn run(settings: &Settings, runtime: &Runtime, upgrade: bool) -> Result<Ended, Failure> {
     let mut ending = Ending::register()?;
     let secret = parts::secret(settings)?;
-    let (admin, admin_address) = bind(runtime, settings.admin)?;
-    let link = CoreLink::Grpc(settings.cores.clone());
-    let edge = EdgeNode::start(parts::edge_config(settings), parts::verifier(&secret), link)
-        .map_err(|e| Failure::Runtime(e.to_string()))?;
+    let verifier = parts::verifier(&secret);
+    let Running {
+        mut edge,
+        admin,
+        upgrade,
+        predecessor,
+    } = if upgrade {
+        take_over(settings, verifier)?
+    } else {
+        start(settings, verifier)?
+    };
+    let failed = |e: std::io::Error| Failure::Runtime(format!("the admin listener: {e}"));
+    let admin_address = admin.local_addr().map_err(failed)?;
+    if let Some(listener) = upgrade {
+        let admin = admin.try_clone().map_err(failed)?.into();
+        edge.offer_upgrade(listener, admin, ending.handed_over())
+            .map_err(|e| Failure::Runtime(format!("cannot wait for upgrades: {e}")))?;
+    }
     let (stop, stopped) = watch::channel(false);
+    admin.set_nonblocking(true).map_err(failed)?;
+    let admin = {
+        let _guard = runtime.enter();
+        tokio::net::TcpListener::from_std(admin).map_err(failed)?
+    };
     let pages = axum::serve(admin, edge_admin_router(edge.handle()))
         .with_graceful_shutdown(until(stopped))
         .into_future();
@@ -49,6 +86,8 @@ pub fn run(settings: &Settings, runtime: &Runtime) -> Result<Ended, Failure> {
             ("driver", edge.driver_name().to_owned()),
         ],
     );
+    notify::ready();
+    drop(predecessor);
 
     let handle = edge.handle();
     let budget = settings.drain_budget;
@@ -62,8 +101,72 @@ pub fn run(settings: &Settings, runtime: &Runtime) -> Result<Ended, Failure> {
     );
     // Nobody waits when the pages have ended by themselves.
     let _ = stop.send(true);
-    let _ = runtime.block_on(pages);
+    let _ = runtime.block_on(async { tokio::time::timeout(PAGES_MAX, pages).await });
     Ok(ended)
+}
+
+/// An edge on listeners of its own.
+fn start(settings: &Settings, verifier: Verifier) -> Result<Running, Failure> {
+    let link = CoreLink::Grpc(settings.cores.clone());
+    let admin = TcpListener::bind(settings.admin)
+        .map_err(|e| Failure::Runtime(format!("cannot listen on {}: {e}", settings.admin)))?;
+    let edge = EdgeNode::start(parts::edge_config(settings), verifier, link)
+        .map_err(|e| Failure::Runtime(e.to_string()))?;
+    let name = upgrade_name(settings, edge.ws_addr());
+    let upgrade = match handover::listen(&name) {
+        Ok(listener) => Some(listener),
+        Err(error) if settings.upgrade_socket.is_some() => {
+            let what = format!("cannot listen on the upgrade socket {name}: {error}");
+            return Err(Failure::Runtime(what));
+        }
+        Err(error) => {
+            tracing::warn!("this edge cannot be upgraded in place: {name}: {error}");
+            None
+        }
+    };
+    Ok(Running {
+        edge,
+        admin,
+        upgrade,
+        predecessor: None,
+    })
+}
+
+/// An edge on the listeners, with the connections, of the one that runs.
+fn take_over(settings: &Settings, verifier: Verifier) -> Result<Running, Failure> {
+    if settings.ws.port() == 0 && settings.upgrade_socket.is_none() {
+        let what =
+            "with port 0 for ws the edge that runs cannot be found: name its --upgrade-socket";
+        return Err(Failure::configuration("--upgrade", what));
+    }
+    let name = upgrade_name(settings, settings.ws);
+    let link = CoreLink::Grpc(settings.cores.clone());
+    let taken = handover::connect(&name)
+        .and_then(|old| EdgeNode::take_over(parts::edge_config(settings), verifier, link, old));
+    let (edge, taken) = taken.map_err(|e| Failure::Runtime(format!("--upgrade: {e}")))?;
+    let admin = match taken.admin {
+        Some(admin) => admin,
+        None => TcpListener::bind(settings.admin)
+            .map_err(|e| Failure::Runtime(format!("cannot listen on {}: {e}", settings.admin)))?,
+    };
+    if let Ok(kept) = admin.local_addr()
+        && settings.admin.port() != 0
+        && kept != settings.admin
+    {
+        tracing::warn!("the admin pages stay at {kept}, until a restart");
+    }
+    Ok(Running {
+        edge,
+        admin,
+        upgrade: taken.upgrade,
+        predecessor: Some(taken.predecessor),
+    })
+}
+
+/// The socket that upgrades of the edge on `ws` go through.
+fn upgrade_name(settings: &Settings, ws: SocketAddr) -> String {
+    let named = settings.upgrade_socket.clone();
+    named.unwrap_or_else(|| format!("@trunkline-edge-{ws}"))
 }
 
 /// The echo server, a shard for each core, with the least of admin pages.

@@ -3,11 +3,12 @@
 //! down in the opposite order.
 //!
 //! SIGTERM drains; a second SIGTERM, or SIGINT at any time, stops at once. The exit code is 0 after
-//! a drain that ran its course, 128 + the signal's number after a stop.
+//! a drain that ran its course or when a successor has taken over, 128 + the signal's number after a stop.
 
 mod core;
 mod edge;
 mod listen;
+mod notify;
 mod parts;
 mod serve;
 mod signals;
@@ -29,11 +30,17 @@ const FRONT_THREADS: usize = 2;
 /// A shorter HS256 secret can be found by trying.
 const SECRET_BYTES_MIN: usize = 32;
 
+/// Why `--upgrade` is for edges alone.
+const NO_UPGRADE: &str = "only `trunkline edge` with a core can be upgraded in place: a store can be \
+open in one process only. Run `trunkline core` and `trunkline edge` apart, or restart";
+
 /// How a process that ran has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// After a drain.
     Drained,
+    /// A successor has everything.
+    HandedOver,
     /// Stopped at once by this signal.
     Stopped(i32),
 }
@@ -50,6 +57,10 @@ pub fn run(
     let config = args::given_config(matches);
     let settings = Settings::load(role, &flags, config.as_deref(), environment)
         .map_err(Failure::Configuration)?;
+    let upgrade = args::is_upgrade(matches);
+    if upgrade && (role != Role::Edge || settings.echo) {
+        return Err(Failure::configuration("--upgrade", NO_UPGRADE));
+    }
     start_logging(&settings)?;
     if let Err(error) = small_pages {
         tracing::warn!("huge pages stay on, idle sessions will cost more memory: {error}");
@@ -63,7 +74,7 @@ pub fn run(
     match (role, settings.echo) {
         (Role::Serve, _) => serve::run(&settings, &runtime),
         (Role::Edge, true) => edge::run_echo(&settings, &runtime),
-        (Role::Edge, false) => edge::run(&settings, &runtime),
+        (Role::Edge, false) => edge::run(&settings, &runtime, upgrade),
         (Role::Core, _) => core::run(&settings, &runtime),
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+use signal_hook::iterator::{Handle, Signals};
 
 use super::Ended;
 use crate::exit::Failure;
@@ -23,16 +23,23 @@ impl Ending {
             .map_err(|e| Failure::Runtime(format!("cannot watch signals: {e}")))
     }
 
+    /// To end the wait without a signal, for a successor has taken over.
+    pub fn handed_over(&self) -> impl FnOnce() + Send + 'static {
+        let handle: Handle = self.signals.handle();
+        move || handle.close()
+    }
+
     /// Blocks until a signal comes. SIGTERM calls `drain`, then waits until `is_over` or the next
     /// signal; SIGINT returns at once.
     pub fn wait(&mut self, drain: impl FnOnce(), is_over: impl Fn() -> bool) -> Ended {
-        if let Some(signal) = self
+        let signal = self
             .signals
             .forever()
-            .find(|s| [SIGTERM, SIGINT].contains(s))
-            && signal != SIGTERM
-        {
-            return Ended::Stopped(signal);
+            .find(|s| [SIGTERM, SIGINT].contains(s));
+        match signal {
+            None => return Ended::HandedOver,
+            Some(SIGTERM) => {}
+            Some(signal) => return Ended::Stopped(signal),
         }
         tracing::info!("draining");
         drain();

@@ -70,6 +70,8 @@ pub struct Settings {
     pub operations_open_max: usize,
     pub watermark_flush: Duration,
     pub drain_budget: Duration,
+    /// `None`: named after the address of `ws`.
+    pub upgrade_socket: Option<String>,
     pub ports_file: Option<PathBuf>,
     pub log: String,
     pub log_json: bool,
@@ -146,6 +148,7 @@ impl Settings {
             operations_open_max: reader.size("operations_open_max"),
             watermark_flush: reader.duration("watermark_flush"),
             drain_budget: reader.duration("drain_budget"),
+            upgrade_socket: reader.text("upgrade_socket"),
             ports_file: reader.text("ports_file").map(PathBuf::from),
             log: reader.text("log").unwrap_or_default(),
             log_json: reader.text("log_format").as_deref() == Some("json"),

@@ -487,6 +487,15 @@ pub const TABLE: &[Setting] = &[
     ),
     setting(
         PROCESS,
+        EDGE,
+        "upgrade_socket",
+        Kind::Text("PATH|@NAME"),
+        None,
+        "Where `trunkline edge --upgrade` finds the edge that runs: a file, or with @ a name of the \
+         network namespace. Unset: @trunkline-edge- and the address of ws.",
+    ),
+    setting(
+        PROCESS,
         ALL,
         "ports_file",
         Kind::Path,

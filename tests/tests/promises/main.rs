@@ -13,3 +13,4 @@ mod offline;
 mod order;
 mod slow;
 mod two_tiers;
+mod upgrade;
