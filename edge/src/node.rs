@@ -31,7 +31,7 @@ use crate::observe::counters::{Number, Published};
 use crate::observe::memory::{IdleSession, Memory};
 use crate::observe::{self, ProcessNumbers};
 use crate::ring::{DriverChoice, DriverConfig, OpenError};
-use crate::session::{ClosedRecord, ConnInfo, DrainCounts, Settings, Shard, State};
+use crate::session::{ClosedRecord, ConnInfo, DrainCounts, Settings, State};
 
 /// Shards of one process: a handle has a byte for them.
 pub const SHARDS_MAX: usize = 256;

@@ -100,7 +100,7 @@ where
     };
     let verifier = Verifier::new(&KeySource::Secret(SECRET.into()));
     let shard = Shard::new(settings, verifier);
-    let mut shard = ShardLoop::new(driver, shard, inbox, Arc::default());
+    let mut shard = ShardLoop::new(driver, shard, inbox, Arc::default(), Instant::now());
 
     let phase = Arc::new(AtomicUsize::new(0));
     let of_clients = phase.clone();

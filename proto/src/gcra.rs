@@ -60,18 +60,6 @@ impl Gcra {
         Ok(())
     }
 
-    /// How far its next free place lies ahead of `now_ns`: all that it knows.
-    pub const fn ahead_ns(self, now_ns: u64) -> u64 {
-        self.next_ns.saturating_sub(now_ns)
-    }
-
-    /// The limiter whose next free place lies `ahead_ns` after `now_ns`.
-    pub const fn ahead(now_ns: u64, ahead_ns: u64) -> Self {
-        Self {
-            next_ns: now_ns.saturating_add(ahead_ns),
-        }
-    }
-
     /// Whether the limiter holds nothing that a new one would not.
     pub const fn is_idle(self, now_ns: u64) -> bool {
         self.next_ns <= now_ns
@@ -124,6 +112,34 @@ impl CompactGcra {
             next => next,
         };
         Ok(())
+    }
+
+    /// How far its next free place lies ahead of `now_ns`: all that it knows.
+    pub const fn ahead_ns(mut self, rate: Rate, now_ns: u64) -> u64 {
+        self.rest(rate, now_ns);
+        if self.next == 0 || rate.is_unlimited() {
+            return 0;
+        }
+        let now = (now_ns >> rate.shift()) as u32;
+        (self.next.wrapping_sub(now) as u64) << rate.shift()
+    }
+
+    /// The limiter whose next free place lies `ahead_ns` after `now_ns`, or as far as one can be.
+    pub const fn ahead(rate: Rate, now_ns: u64, ahead_ns: u64) -> Self {
+        if ahead_ns == 0 || rate.is_unlimited() {
+            return Self { next: 0 };
+        }
+        let steps = ahead_ns >> rate.shift();
+        let steps = if steps > STEPS_AHEAD_MAX {
+            STEPS_AHEAD_MAX
+        } else {
+            steps
+        };
+        let next = ((now_ns >> rate.shift()) as u32).wrapping_add(steps as u32);
+        // 0 is taken: one step off.
+        Self {
+            next: if next == 0 { 1 } else { next },
+        }
     }
 
     /// Notes that it is at rest, if it is.
@@ -193,6 +209,27 @@ mod tests {
                 assert!(small.take(rate, now + u64::from(wait) * 1_000_000).is_ok());
             }
         }
+    }
+
+    #[test]
+    fn a_compact_limiter_is_carried_to_another_clock() {
+        let rate = Rate::new(20, 40);
+        let mut limiter = CompactGcra::default();
+        while limiter.take(rate, SECOND).is_ok() {}
+        let ahead_ns = limiter.ahead_ns(rate, SECOND);
+        let mut other = CompactGcra::ahead(rate, 900 * SECOND, ahead_ns);
+        assert!(other.take(rate, 900 * SECOND).is_err());
+        let later = 900 * SECOND + SECOND / 10;
+        assert_eq!(
+            (0..10).filter(|_| other.take(rate, later).is_ok()).count(),
+            2
+        );
+        assert_eq!(
+            CompactGcra::ahead(rate, 7, u64::MAX).ahead_ns(rate, 7) >> rate.shift(),
+            STEPS_AHEAD_MAX
+        );
+        assert_eq!(CompactGcra::default().ahead_ns(rate, SECOND), 0);
+        assert_eq!(CompactGcra::ahead(rate, SECOND, 0), CompactGcra::default());
     }
 
     #[test]

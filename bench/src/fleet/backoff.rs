@@ -32,7 +32,7 @@ impl Backoff {
             .base_ns
             .saturating_mul(1 << failed.min(20))
             .min(self.max_ns);
-        (u128::from(random) * u128::from(bound) >> 64) as u64
+        ((u128::from(random) * u128::from(bound)) >> 64) as u64
     }
 }
 

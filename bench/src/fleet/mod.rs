@@ -7,7 +7,7 @@
 //! - [`sources`]: loopback addresses enough for all of them
 //! - [`crowd`]: what each client of a worker is doing
 //! - [`worker`]: a worker's loop: its driver's events, its clients' times
-//! - [`wire`]: frames
+//! - [`wire`]: the frames of a client
 //! - [`talk`]: clients that talk, and check with their [`ledger`] that they see everything
 //! - [`sleeper`]: clients that do not read
 //! - [`schedule`]: when things are due

@@ -8,13 +8,16 @@
 //!    successor tells the client so.
 //! 3. The new slot has a handle of its own, which the core hears when all sessions are announced.
 
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
 use prost::Message as _;
 use trunkline_proto::client::ClientFrame;
 use trunkline_proto::codes::Close;
-use trunkline_proto::gcra::Gcra;
+use trunkline_proto::limits::ID_BYTES_MAX;
 
 use super::outbox::Outbox;
-use super::slots::{Codec, Conn, flag};
+use super::slots::{Codec, flag};
 use super::{End, Shard, State, Transport};
 use crate::frame::encode_once::Encoding;
 use crate::frame::{tcp, ws};
@@ -35,28 +38,31 @@ impl Shard {
     pub(crate) fn depart(&self, id: ConnId) -> Option<state::Connection> {
         let conn = self.slots.get(id)?;
         let (mut ws, mut tcp) = (None, None);
-        match &conn.codec {
+        match conn.kept_codec() {
             Codec::None => {}
             Codec::Ws(decoder) => ws = Some(decoder.carried()?),
             Codec::Tcp(decoder) => tcp = Some(decoder.carried()),
         }
         let cold = conn.cold.as_deref();
+        let (user, device) = self.slots.identity(id);
+        let (bytes_in, bytes_out) = conn.bytes_in_out();
+        let deadline = conn.deadline();
         let under_way =
             conn.sends_under_way > 0 || conn.syncs_under_way > 0 || conn.fetches_under_way > 0;
         Some(state::Connection {
             encoding: number_of(conn.encoding),
             state: conn.state as u32,
             end: end_number(conn.end),
-            peer: conn.peer().to_string(),
-            user: conn.user().to_owned(),
-            device: conn.device().to_owned(),
+            peer: self.slots.peer(id)?.to_string(),
+            user: user.to_owned(),
+            device: device.to_owned(),
             age_ms: self.ms_since(conn.accepted_at),
             silent_ms: self.ms_since(conn.last_seen),
-            deadline_in_ms: (conn.deadline != 0).then(|| self.ms_to(conn.deadline)),
+            deadline_in_ms: (deadline != 0).then(|| self.ms_to(deadline)),
             expires_at: conn.expires_at,
-            sends_ahead_ns: conn.sends.ahead_ns(self.now.mono_ns),
-            bytes_in: conn.bytes_in,
-            bytes_out: conn.bytes_out,
+            sends_ahead_ns: conn.sends_ahead_ns(self.send_rate, self.now.mono_ns),
+            bytes_in,
+            bytes_out,
             refused: conn.refused.into(),
             probed: conn.has(flag::PROBED),
             fin_wanted: conn.has(flag::FIN),
@@ -81,20 +87,21 @@ impl Shard {
         carried: state::Connection,
         unsent: usize,
     ) -> Result<(), BadState> {
-        let under_way = carried.under_way;
-        let conn = self.resumed(id, carried, unsent)?;
-        let (state, transport) = (conn.state, conn.transport());
+        let parts = Parts::of(carried, unsent)?;
+        let under_way = parts.rest.under_way;
+        let (state, transport) = (parts.state, parts.transport);
+        // The clock did not begin with this process, but the wheel did.
+        self.expire();
+        self.settle_in(id, parts, unsent > 0);
         let counters = &mut self.counters;
         counters.inc(Number::TakenOver);
         if let Some(gauge) = Number::sockets(state, transport) {
             counters.inc(gauge);
         }
-        counters.add(Number::MemoryIdentities, conn.identity_bytes() as u64);
-        counters.add(Number::OutboxBytes, conn.owed() as u64);
-        counters.add(Number::OutboxSockets, u64::from(conn.has(flag::BLOCKED)));
-        // The clock did not begin with this process, but the wheel did.
-        self.expire();
-        self.slots.insert(id, conn);
+        if let Some(conn) = self.slots.get(id) {
+            counters.add(Number::OutboxBytes, conn.owed() as u64);
+            counters.add(Number::OutboxSockets, u64::from(conn.has(flag::BLOCKED)));
+        }
         self.arm(id);
         if under_way && state == State::Live {
             self.unavailable(id);
@@ -102,53 +109,33 @@ impl Shard {
         Ok(())
     }
 
-    fn resumed(
-        &self,
-        id: ConnId,
-        carried: state::Connection,
-        unsent: usize,
-    ) -> Result<Conn, BadState> {
-        let encoding = encoding_of(carried.encoding).ok_or(BadState("an unknown encoding"))?;
-        let transport = match encoding {
-            Encoding::ProtoTcp => Transport::Tcp,
-            Encoding::JsonWs | Encoding::ProtoWs => Transport::WebSocket,
-        };
-        let peer = carried.peer.parse();
-        let peer = peer.map_err(|_| BadState("an address that is none"))?;
-        let mut conn = Conn::new(id, transport, peer, self.tick);
-        conn.encoding = encoding;
-        conn.state = State::SHOWN
-            .into_iter()
-            .find(|state| *state as u32 == carried.state)
-            .ok_or(BadState("an unknown state"))?;
-        conn.end = end_of(carried.end).ok_or(BadState("an unknown end"))?;
-        conn.codec = match (carried.ws, carried.tcp) {
-            (Some(ws), None) => Codec::Ws(ws::Decoder::resumed(ws)?),
-            (None, Some(tcp)) => Codec::Tcp(tcp::Decoder::resumed(tcp)?),
-            (None, None) => Codec::None,
-            (Some(_), Some(_)) => return Err(BadState("two decoders")),
-        };
-        if !carried.user.is_empty() {
-            if carried.user.len() > usize::from(u8::MAX) {
-                return Err(BadState("a user id that is too long"));
-            }
-            conn.set_identity(&carried.user, &carried.device);
-        }
-        conn.accepted_at = self.ticks_ago(carried.age_ms);
-        conn.last_seen = self.ticks_ago(carried.silent_ms);
-        conn.deadline = carried
-            .deadline_in_ms
-            .map_or(0, |in_ms| self.ticks_ahead(in_ms));
+    /// Fills the slot of a connection that came.
+    fn settle_in(&mut self, id: ConnId, parts: Parts, is_blocked: bool) {
+        let accepted_at = self.ticks_ago(parts.rest.age_ms);
+        let last_seen = self.ticks_ago(parts.rest.silent_ms);
+        let deadline = parts.rest.deadline_in_ms;
+        let deadline = deadline.map_or(0, |in_ms| self.ticks_ahead(in_ms));
+        let (rate, now_ns) = (self.send_rate, self.now.mono_ns);
+        let carried = parts.rest;
+        let conn = self
+            .slots
+            .insert(id, parts.transport, parts.peer, self.tick);
+        conn.encoding = parts.encoding;
+        conn.state = parts.state;
+        conn.end = parts.end;
+        conn.accepted_at = accepted_at;
+        conn.last_seen = last_seen;
+        conn.set_deadline(deadline);
+        conn.resume_sends(rate, now_ns, carried.sends_ahead_ns);
+        conn.resume_bytes(carried.bytes_in, carried.bytes_out);
+        conn.put_codec(parts.codec);
         conn.expires_at = carried.expires_at;
-        conn.sends = Gcra::ahead(self.now.mono_ns, carried.sends_ahead_ns);
-        conn.bytes_in = carried.bytes_in;
-        conn.bytes_out = carried.bytes_out;
         conn.refused = u8::try_from(carried.refused).unwrap_or(u8::MAX);
         for (is_set, bit) in [
             (carried.probed, flag::PROBED),
             (carried.fin_wanted, flag::FIN),
             (carried.fin_sent, flag::FIN_SENT),
-            (unsent > 0, flag::BLOCKED),
+            (is_blocked, flag::BLOCKED),
         ] {
             if is_set {
                 conn.set(bit);
@@ -157,21 +144,20 @@ impl Shard {
         if !carried.head.is_empty() {
             conn.cold().head = carried.head;
         }
-        for bytes in &carried.early {
-            let frame = ClientFrame::decode(&bytes[..]);
-            let frame = frame.map_err(|_| BadState("an early frame that is none"))?;
+        if !parts.early.is_empty() {
             let cold = conn.cold();
-            cold.queue_bytes += bytes.len();
-            cold.queue.push_back(frame);
+            cold.queue = parts.early;
+            cold.queue_bytes = parts.early_bytes;
         }
         if !carried.connect_id.is_empty() {
             conn.cold().connect_id = carried.connect_id;
         }
-        if unsent > 0 || carried.outbox.is_some() {
-            let outbox = carried.outbox.unwrap_or_default();
-            conn.cold().outbox = Some(Outbox::resumed(outbox, unsent)?);
+        if parts.outbox.is_some() {
+            conn.cold().outbox = parts.outbox;
         }
-        Ok(conn)
+        if !carried.user.is_empty() {
+            self.slots.set_identity(id, &carried.user, &carried.device);
+        }
     }
 
     /// Whether the core knows of all sessions.
@@ -189,6 +175,65 @@ impl Shard {
         let ticks = (ms * 1_000_000).div_ceil(self.tick_ns);
         self.tick
             .saturating_sub(u32::try_from(ticks).unwrap_or(u32::MAX))
+    }
+}
+
+/// What came, checked.
+struct Parts {
+    encoding: Encoding,
+    transport: Transport,
+    state: State,
+    end: End,
+    peer: SocketAddr,
+    codec: Codec,
+    early: VecDeque<ClientFrame>,
+    early_bytes: usize,
+    outbox: Option<Outbox>,
+    /// All that needs no check.
+    rest: state::Connection,
+}
+
+impl Parts {
+    fn of(mut carried: state::Connection, unsent: usize) -> Result<Self, BadState> {
+        let encoding = encoding_of(carried.encoding).ok_or(BadState("an unknown encoding"))?;
+        let peer = carried.peer.parse();
+        let state = State::SHOWN
+            .into_iter()
+            .find(|state| *state as u32 == carried.state);
+        let transport = match encoding {
+            Encoding::ProtoTcp => Transport::Tcp,
+            Encoding::JsonWs | Encoding::ProtoWs => Transport::WebSocket,
+        };
+        let codec = match (carried.ws.take(), carried.tcp.take(), transport) {
+            (None, None, _) => Codec::None,
+            (Some(ws), None, Transport::WebSocket) => Codec::Ws(ws::Decoder::resumed(ws)?),
+            (None, Some(tcp), Transport::Tcp) => Codec::Tcp(tcp::Decoder::resumed(tcp)?),
+            _ => return Err(BadState("a decoder of another transport")),
+        };
+        if carried.user.len().max(carried.device.len()) > ID_BYTES_MAX {
+            return Err(BadState("an id that is too long"));
+        }
+        let early_bytes = carried.early.iter().map(Vec::len).sum();
+        let early: Result<VecDeque<_>, _> = std::mem::take(&mut carried.early)
+            .iter()
+            .map(|bytes| ClientFrame::decode(&bytes[..]))
+            .collect();
+        let outbox = match carried.outbox.take() {
+            None if unsent == 0 => None,
+            outbox => Some(Outbox::resumed(outbox.unwrap_or_default(), unsent)?),
+        };
+        Ok(Self {
+            encoding,
+            transport,
+            state: state.ok_or(BadState("an unknown state"))?,
+            end: end_of(carried.end).ok_or(BadState("an unknown end"))?,
+            peer: peer.map_err(|_| BadState("an address that is none"))?,
+            codec,
+            early: early.map_err(|_| BadState("an early frame that is none"))?,
+            early_bytes,
+            outbox,
+            rest: carried,
+        })
     }
 }
 

@@ -303,6 +303,21 @@ impl Conn {
         }
     }
 
+    /// How far a live session's send rate is used up, for [`Conn::resume_sends`].
+    pub const fn sends_ahead_ns(&self, rate: Rate, now_ns: u64) -> u64 {
+        match self.state {
+            State::Live => CompactGcra::from_bits(self.deadline_or_sends).ahead_ns(rate, now_ns),
+            _ => 0,
+        }
+    }
+
+    /// Goes on with a send rate that another process has counted.
+    pub const fn resume_sends(&mut self, rate: Rate, now_ns: u64, ahead_ns: u64) {
+        if matches!(self.state, State::Live) {
+            self.deadline_or_sends = CompactGcra::ahead(rate, now_ns, ahead_ns).bits();
+        }
+    }
+
     /// Raw TCP has an encoding of its own.
     pub const fn transport(&self) -> Transport {
         match self.encoding {
@@ -338,6 +353,11 @@ impl Conn {
             },
             Some(kept) => kept,
         }
+    }
+
+    /// What is kept of the reading side.
+    pub fn kept_codec(&self) -> &Codec {
+        self.cold.as_ref().map_or(&Codec::None, |c| &c.codec)
     }
 
     /// Keeps the reading side, if there is anything to keep of it.
@@ -388,6 +408,15 @@ impl Conn {
             u64::from(carried_in) << 32 | u64::from(self.bytes_in),
             u64::from(carried_out) << 32 | u64::from(self.bytes_out),
         )
+    }
+
+    /// Goes on with what another process has counted.
+    pub fn resume_bytes(&mut self, came: u64, went: u64) {
+        (self.bytes_in, self.bytes_out) = (came as u32, went as u32);
+        let carried = [(came >> 32) as u32, (went >> 32) as u32];
+        if carried != [0; 2] {
+            self.cold().carried = carried;
+        }
     }
 
     pub fn cold(&mut self) -> &mut Cold {
