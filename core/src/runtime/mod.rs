@@ -120,7 +120,6 @@ enum Event {
     Committed {
         commit: u64,
         result: Result<(), StoreError>,
-        took: Duration,
     },
     /// What the store answered to a reader.
     Read(Input),
@@ -230,7 +229,6 @@ impl Core {
         let wiring = turns::Wiring {
             shared: Arc::clone(&shared),
             events: events_rx,
-            committer: committer()?,
             commits,
             reads,
             bounds: Bounds {

@@ -1,13 +1,9 @@
-//! When the engine's thread takes its next turn, and who commits what a turn made. Pure.
+//! When the engine's thread takes its next turn. Pure.
 //!
 //! A turn that commits costs the same for one message and for fifty: an fsync, and a thread switch
 //! for everyone who is told. So under load turns begin [`PACE_NS`] apart, and what comes in between
 //! lies in the queue without waking anybody. Below [`PACED_FROM`] operations in such a span nobody
 //! is held up: a message is taken in when it comes.
-//!
-//! A small batch is committed by the engine's thread itself, which saves two thread switches; a
-//! large one by the committer, so that both work at once, and so is everything while the store is
-//! slow, so that reads and new connections do not wait for it.
 //!
 //! Called by [`super::turns`].
 
@@ -17,18 +13,12 @@ pub(super) const PACE_NS: u64 = 500_000;
 const PACED_FROM: u64 = 8;
 /// The load is measured over at least this.
 const WINDOW_NS: u64 = 2_000_000;
-/// A batch of more messages is the committer's.
-pub(super) const INLINE_MESSAGES_MAX: usize = 128;
-/// After a commit that took longer, the committer does the next.
-const INLINE_COMMIT_NS_MAX: u64 = 2_000_000;
-
 /// What the thread remembers of its load.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     window_began_ns: u64,
     window_operations: u64,
     is_loaded: bool,
-    last_commit_ns: u64,
 }
 
 impl Pace {
@@ -50,16 +40,6 @@ impl Pace {
         } else {
             began_ns
         }
-    }
-
-    /// A commit took this long, on whatever thread.
-    pub(super) const fn committed(&mut self, took_ns: u64) {
-        self.last_commit_ns = took_ns;
-    }
-
-    /// Whether the engine's thread commits a batch of so many messages itself.
-    pub(super) const fn is_inline(&self, messages: usize) -> bool {
-        messages <= INLINE_MESSAGES_MAX && self.last_commit_ns <= INLINE_COMMIT_NS_MAX
     }
 }
 
@@ -96,16 +76,5 @@ mod tests {
         pace.turned(0, 1);
         pace.turned(5_000 * MS, 200);
         assert_eq!(pace.next_turn_ns(5_000 * MS), 5_000 * MS);
-    }
-
-    #[test]
-    fn large_batches_and_slow_stores_are_the_committers() {
-        let mut pace = Pace::default();
-        assert!(pace.is_inline(INLINE_MESSAGES_MAX));
-        assert!(!pace.is_inline(INLINE_MESSAGES_MAX + 1));
-        pace.committed(INLINE_COMMIT_NS_MAX + 1);
-        assert!(!pace.is_inline(1));
-        pace.committed(INLINE_COMMIT_NS_MAX);
-        assert!(pace.is_inline(1));
     }
 }

@@ -8,7 +8,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 use trunkline_proto::ids::ConversationId;
@@ -49,14 +49,14 @@ impl Committer {
         })
     }
 
-    /// Blocks until the store has answered; says how long that took.
-    pub(super) fn commit(&self, job: &CommitJob) -> (Result<(), StoreError>, Duration) {
+    /// Blocks until the store has answered.
+    fn commit(&self, job: &CommitJob) -> Result<(), StoreError> {
         let begun = Instant::now();
         let result = self.runtime.block_on(self.store.commit(&job.batch));
         let took = begun.elapsed();
         let metrics = &self.shared.metrics;
         metrics.committed(took, job.messages(), result.is_ok());
-        (result, took)
+        result
     }
 }
 
@@ -96,13 +96,9 @@ pub(super) fn start_committer(
             // A dropped receiver means that the start was given up; the job queue ends with it.
             let _ = floor.send(runtime.block_on(store.message_id_floor()));
             for job in jobs {
-                let (result, took) = committer.commit(&job);
+                let result = committer.commit(&job);
                 let commit = job.commit;
-                let committed = Event::Committed {
-                    commit,
-                    result,
-                    took,
-                };
+                let committed = Event::Committed { commit, result };
                 if events.send(committed).is_err() {
                     return;
                 }

@@ -3,8 +3,7 @@
 //! batch for each turn.
 //!
 //! A turn takes all that has arrived, up to a bound, so batches form by themselves: small when idle,
-//! large when busy. When turns begin, and which batches this thread commits itself, says
-//! [`super::pace`]. With nothing to wait for the thread sleeps until something comes.
+//! large when busy. When turns begin says [`super::pace`]. With nothing to wait for the thread sleeps until something comes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,11 +15,10 @@ use trunkline_proto::ports::EdgePort;
 
 use super::pace::Pace;
 use super::queue::Receiver;
-use super::store_threads::{CommitJob, Committer, ReadJob};
+use super::store_threads::{CommitJob, ReadJob};
 use super::streams::{Bounds, EdgeStream, Flushed};
 use super::{EdgeReport, Event, FatalHook, Reply, Shared, Snapshot};
 use crate::engine::{EdgeKey, Effect, Engine, Input, Now, Request, Token};
-use crate::store::StoreError;
 
 /// Events of one turn. More wait for the next one.
 const EVENTS_PER_TURN_MAX: usize = 1_024;
@@ -65,9 +63,6 @@ impl Clock {
 pub(super) struct Wiring {
     pub(super) shared: Arc<Shared>,
     pub(super) events: Receiver<Event>,
-    /// For batches that this thread commits itself.
-    pub(super) committer: Committer,
-    /// The way to the thread that commits the others.
     pub(super) commits: Sender<CommitJob>,
     pub(super) reads: Sender<ReadJob>,
     pub(super) bounds: Bounds,
@@ -95,8 +90,6 @@ pub(super) struct Turns {
     replies: HashMap<Token, Reply>,
     next_token: u64,
     pace: Pace,
-    /// A commit that this thread does at the end of the turn.
-    inline: Option<CommitJob>,
     /// At the committer.
     commits_under_way: usize,
     reads_under_way: usize,
@@ -121,7 +114,6 @@ impl Turns {
             replies: HashMap::new(),
             next_token: 0,
             pace: Pace::default(),
-            inline: None,
             commits_under_way: 0,
             reads_under_way: 0,
             last_tick_ns: 0,
@@ -218,9 +210,6 @@ impl Turns {
             self.feed(Input::Tick, now);
         }
         self.end_turn(now);
-        while let Some(job) = self.inline.take() {
-            self.commit_inline(&job);
-        }
         let is_full = events >= EVENTS_PER_TURN_MAX || operations >= OPERATIONS_PER_TURN_MAX;
         self.pace.turned(now.mono_ns, operations);
         self.next_turn_ns = if is_full {
@@ -243,20 +232,6 @@ impl Turns {
         self.flush(now);
     }
 
-    /// Commits, and lets out what that made durable. May leave another one to do: what waited for
-    /// this one.
-    fn commit_inline(&mut self, job: &CommitJob) {
-        let (result, took) = self.wiring.committer.commit(job);
-        let now = self.clock.now();
-        self.committed(job.commit, result, took, now);
-        self.end_turn(now);
-    }
-
-    fn committed(&mut self, commit: u64, result: Result<(), StoreError>, took: Duration, now: Now) {
-        self.pace.committed(took.as_nanos() as u64);
-        self.feed(Input::Committed { commit, result }, now);
-    }
-
     fn feed(&mut self, input: Input, now: Now) {
         self.engine.on(input, now, &mut self.effects);
     }
@@ -276,13 +251,9 @@ impl Turns {
                 request,
                 reply,
             } => self.call(user, request, reply, now),
-            Event::Committed {
-                commit,
-                result,
-                took,
-            } => {
+            Event::Committed { commit, result } => {
                 self.commits_under_way -= 1;
-                self.committed(commit, result, took, now);
+                self.feed(Input::Committed { commit, result }, now);
             }
             Event::Read(input) => {
                 self.reads_under_way -= 1;
@@ -433,13 +404,9 @@ impl Turns {
     }
 
     fn commit(&mut self, job: CommitJob) {
-        if self.pace.is_inline(job.messages()) {
-            self.inline = Some(job);
-        } else {
-            self.commits_under_way += 1;
-            // The committer lives as long as this sender does.
-            let _ = self.wiring.commits.send(job);
-        }
+        self.commits_under_way += 1;
+        // The committer lives as long as this sender does.
+        let _ = self.wiring.commits.send(job);
     }
 
     fn read(&mut self, job: ReadJob) {
