@@ -100,7 +100,13 @@ where
     };
     let verifier = Verifier::new(&KeySource::Secret(SECRET.into()));
     let shard = Shard::new(settings, verifier);
-    let mut shard = ShardLoop::new(driver, shard, inbox, Arc::default(), Instant::now());
+    let mut shard = ShardLoop::new(
+        driver,
+        shard,
+        inbox,
+        Arc::default(),
+        std::time::Instant::now(),
+    );
 
     let phase = Arc::new(AtomicUsize::new(0));
     let of_clients = phase.clone();

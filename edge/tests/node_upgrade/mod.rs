@@ -204,7 +204,7 @@ fn what_a_slow_reader_is_owed(from: DriverChoice, to: DriverChoice) {
     let old = offering(roomy(from), &core, &name);
     let mut alice = WsClient::connect(old.ws_addr(), "alice", "d");
     let mut bob = TcpClient::connect(old.tcp_addr(), "bob", "d");
-    let owed = |edge: &EdgeNode| edge.handle().memory().outboxes;
+    let owed = |edge: &EdgeNode| edge.handle().memory().outboxes_bytes;
     for seq in 1..=MESSAGES {
         core.push(core.open(), 1 << 20, seq);
     }
