@@ -9,8 +9,8 @@
 //! 5. [`hub`]: one item from the core to many local sockets
 //! 6. [`observe`]: metrics and the admin pages
 //!
-//! [`shard`] is the loop that turns events into inputs and actions into calls, [`timers`] its wheel,
-//! [`node`] the threads, listeners and the link of a whole process.
+//! [`shard`] is the loop that turns events into inputs and actions into calls (`lull`: when it naps),
+//! [`timers`] its wheel, [`node`] the threads, listeners and the link of a whole process.
 //!
 //! [`handover`] takes all of it from one process to the next.
 //!
@@ -21,6 +21,7 @@ pub mod frame;
 pub mod handover;
 pub mod hub;
 pub mod link;
+mod lull;
 pub mod node;
 pub mod observe;
 pub mod ring;

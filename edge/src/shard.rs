@@ -15,6 +15,7 @@ use trunkline_proto::ports::CorePort;
 use crate::handover::{Held, Order};
 use crate::hub::ShardOp;
 use crate::link::ToShard;
+use crate::lull::{Lull, NAP};
 use crate::observe::counters::{LoopStats, PUBLISH_INTERVAL_MS, Published};
 use crate::ring::{Driver, Event, Hold, ListenerId, Waker};
 use crate::session::{Actions, DrainCounts, Now, Shard, Transport};
@@ -41,9 +42,14 @@ pub struct ShardLoop {
     /// The core of the present attachment.
     core: Option<(u64, Arc<dyn CorePort>)>,
     actions: Actions,
+    /// Connections came in this turn.
+    accepted: bool,
     turns: u64,
     /// Time spent on the link, ns.
     link_ns: u64,
+    lull: Lull,
+    /// Time slept through in lulls, ns.
+    nap_ns: u64,
     started: Instant,
     /// When the last turn ended: no time passes between turns.
     ended: Instant,
@@ -83,8 +89,11 @@ impl ShardLoop {
             published,
             core: None,
             actions: Actions::default(),
+            accepted: false,
             turns: 0,
             link_ns: 0,
+            lull: Lull::new(started),
+            nap_ns: 0,
             started,
             ended: started,
             origin,
@@ -108,6 +117,7 @@ impl ShardLoop {
     /// Waits for something to happen and deals with it. True when the shard is drained or stopped,
     /// and not to be turned again.
     pub fn turn(&mut self) -> io::Result<bool> {
+        self.nap();
         self.waker.going_to_sleep();
         let timeout = self.timeout();
         if timeout.is_zero() {
@@ -119,13 +129,15 @@ impl ShardLoop {
         if !any {
             self.shard.begin(now(self.origin, time));
         }
-        self.take_inbox();
+        let heard = self.take_inbox();
         self.shard.end_turn(&mut self.actions);
+        let quiet = heard == 0 && !self.accepted && self.actions.is_empty();
         self.apply();
         if self.is_moving() && self.move_on()? {
             return Ok(true);
         }
         self.ended = Instant::now();
+        self.lull.turned(self.ended, quiet);
         self.link_ns += nanos(self.ended.duration_since(time));
         self.publish_if_due();
         let over = self.is_over();
@@ -161,6 +173,7 @@ impl ShardLoop {
         let origin = self.origin;
         let shard = &mut self.shard;
         let mut any = false;
+        let mut accepted = false;
         self.driver.turn(timeout, &mut |event| {
             // The clock is read when the wait is over, once for all that has come.
             if !any {
@@ -177,6 +190,7 @@ impl ShardLoop {
                         LISTENER_TCP => Transport::Tcp,
                         _ => Transport::WebSocket,
                     };
+                    accepted = true;
                     shard.accepted(conn, transport, peer);
                 }
                 Event::Received { conn, data } => shard.received(conn, data),
@@ -188,17 +202,29 @@ impl ShardLoop {
                 Event::Connected { .. } | Event::Woken => {}
             }
         })?;
+        self.accepted = accepted;
         self.dirty |= any;
         Ok(any)
     }
 
-    fn take_inbox(&mut self) {
-        for _ in 0..INBOX_PER_TURN {
+    /// Takes what the link and others have left for this shard; how many items.
+    fn take_inbox(&mut self) -> usize {
+        for taken in 0..INBOX_PER_TURN {
             let Ok(item) = self.inbox.try_recv() else {
-                return;
+                return taken;
             };
             self.dirty = true;
             self.take(item);
+        }
+        INBOX_PER_TURN
+    }
+
+    /// In a lull, lets some time pass before the next look. Whoever leaves something in the inbox
+    /// meanwhile need not wake anybody: it is looked at right after.
+    fn nap(&mut self) {
+        if self.lull.naps() && !self.timeout().is_zero() {
+            std::thread::sleep(NAP);
+            self.nap_ns += nanos(self.ended.elapsed());
         }
     }
 
@@ -299,8 +325,10 @@ impl ShardLoop {
     }
 
     fn publish(&mut self) {
+        let mut driver = self.driver.stats();
+        driver.idle_ns += self.nap_ns;
         let stats = LoopStats {
-            driver: self.driver.stats(),
+            driver,
             elapsed_ns: nanos(self.ended.duration_since(self.started)),
             link_ns: self.link_ns,
             turns: self.turns,

@@ -5,7 +5,8 @@
 //!    all that comes until it is awake.
 //! 2. The taker sleeps at once when there is nothing: it does not spin, which on a machine with few
 //!    cores takes the time from those who would bring something.
-//! 3. What is in the queue when the taker goes is dropped, and from then on nothing is taken in.
+//! 3. A taker that rests wakes for what is urgent, and for nothing else before its time.
+//! 4. What is in the queue when the taker goes is dropped, and from then on nothing is taken in.
 //!
 //! It has no bound of its own: see [`super`], invariant 2. Called by [`super`] and
 //! [`super::turns`].
@@ -17,10 +18,29 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+/// What the taker is to be woken for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wakes {
+    /// It is awake.
+    Never,
+    Urgent,
+    Anything,
+}
+
 struct State<T> {
     items: VecDeque<T>,
-    sleeps: bool,
+    /// One of them is urgent.
+    urgent: bool,
+    wakes: Wakes,
     closed: bool,
+}
+
+impl<T> State<T> {
+    /// All that is there, into `to`, which is empty.
+    fn take(&mut self, to: &mut VecDeque<T>) {
+        self.urgent = false;
+        std::mem::swap(to, &mut self.items);
+    }
 }
 
 struct Shared<T> {
@@ -35,7 +55,8 @@ pub(super) fn queue<T>() -> (Sender<T>, Receiver<T>) {
     let shared = Arc::new(Shared {
         state: Mutex::new(State {
             items: VecDeque::new(),
-            sleeps: false,
+            urgent: false,
+            wakes: Wakes::Never,
             closed: false,
         }),
         came: Condvar::new(),
@@ -68,15 +89,32 @@ pub(super) struct Closed;
 impl<T> Sender<T> {
     /// Never blocks for longer than it takes to put another item in.
     pub(super) fn send(&self, item: T) -> Result<(), Closed> {
+        self.put(item, false)
+    }
+
+    /// The same, for what a taker that rests is woken for.
+    pub(super) fn send_urgent(&self, item: T) -> Result<(), Closed> {
+        self.put(item, true)
+    }
+
+    fn put(&self, item: T, urgent: bool) -> Result<(), Closed> {
         let mut state = self.shared.state.lock();
         if state.closed {
             return Err(Closed);
         }
         self.shared.depth.fetch_add(1, Ordering::Relaxed);
         state.items.push_back(item);
-        let sleeps = std::mem::take(&mut state.sleeps);
+        state.urgent |= urgent;
+        let wake = match state.wakes {
+            Wakes::Never => false,
+            Wakes::Urgent => urgent,
+            Wakes::Anything => true,
+        };
+        if wake {
+            state.wakes = Wakes::Never;
+        }
         drop(state);
-        if sleeps {
+        if wake {
             self.shared.came.notify_one();
         }
         Ok(())
@@ -99,9 +137,23 @@ impl<T> Receiver<T> {
     /// The next item, if there is one.
     pub(super) fn try_recv(&mut self) -> Option<T> {
         if self.taken.is_empty() {
-            std::mem::swap(&mut self.taken, &mut self.shared.state.lock().items);
+            self.shared.state.lock().take(&mut self.taken);
         }
         self.pop()
+    }
+
+    /// Lets items come together for `time`, or until one of them is urgent.
+    pub(super) fn rest(&self, time: Duration) {
+        let until = Instant::now() + time;
+        let mut state = self.shared.state.lock();
+        while !state.urgent {
+            state.wakes = Wakes::Urgent;
+            let is_over = self.shared.came.wait_until(&mut state, until).timed_out();
+            state.wakes = Wakes::Never;
+            if is_over {
+                return;
+            }
+        }
     }
 
     /// The next item; sleeps until there is one, at most for `timeout` if given.
@@ -110,7 +162,7 @@ impl<T> Receiver<T> {
             let until = timeout.map(|timeout| Instant::now() + timeout);
             let mut state = self.shared.state.lock();
             while state.items.is_empty() {
-                state.sleeps = true;
+                state.wakes = Wakes::Anything;
                 let is_over = match until {
                     Some(until) => self.shared.came.wait_until(&mut state, until).timed_out(),
                     None => {
@@ -118,12 +170,12 @@ impl<T> Receiver<T> {
                         false
                     }
                 };
-                state.sleeps = false;
+                state.wakes = Wakes::Never;
                 if is_over {
                     break;
                 }
             }
-            std::mem::swap(&mut self.taken, &mut state.items);
+            state.take(&mut self.taken);
         }
         self.pop()
     }
@@ -195,6 +247,33 @@ mod tests {
         assert_eq!(sender.len(), 2);
         assert_eq!(receiver.recv(None), Some(1));
         assert_eq!((sender.len(), receiver.try_recv()), (1, Some(2)));
+    }
+
+    #[test]
+    fn a_rest_ends_for_what_is_urgent_and_for_nothing_else() {
+        let (sender, mut receiver) = queue();
+        sender.send(1).expect("open");
+        let begun = Instant::now();
+        receiver.rest(Duration::from_millis(20));
+        assert!(begun.elapsed() >= Duration::from_millis(20));
+        sender.send_urgent(2).expect("open");
+        // Urgent items that are there already let nobody rest: this one would never end.
+        receiver.rest(Duration::from_secs(3_600));
+        assert_eq!(receiver.recv(None), Some(1));
+        assert_eq!(receiver.recv(None), Some(2));
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            receiver.rest(Duration::from_secs(3_600));
+            done.send(receiver.try_recv()).expect("the test waits");
+        });
+        for _ in 0..3 {
+            sender.send(3).expect("open");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(is_done.try_recv().is_err(), "it rests");
+        sender.send_urgent(4).expect("open");
+        let first = is_done.recv_timeout(Duration::from_secs(20));
+        assert_eq!(first, Ok(Some(3)), "woken, and in order");
     }
 
     #[test]

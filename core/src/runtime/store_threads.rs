@@ -99,7 +99,7 @@ pub(super) fn start_committer(
                 let result = committer.commit(&job);
                 let commit = job.commit;
                 let committed = Event::Committed { commit, result };
-                if events.send(committed).is_err() {
+                if events.send_urgent(committed).is_err() {
                     return;
                 }
             }

@@ -146,8 +146,9 @@ impl Turns {
     fn wait(&mut self) -> Option<Event> {
         let early = self.next_turn_ns.saturating_sub(self.clock.now().mono_ns);
         if early > 0 {
-            // What comes meanwhile wakes nobody.
-            std::thread::sleep(Duration::from_nanos(early));
+            // What comes meanwhile wakes nobody, but for a commit that is done: people wait for it,
+            // and the next batch does.
+            self.wiring.events.rest(Duration::from_nanos(early));
         }
         let left = self.wake_at().map(|at| {
             let now = self.clock.now().mono_ns;

@@ -110,6 +110,17 @@ pub struct Actions {
     pub settled: u32,
 }
 
+impl Actions {
+    /// Whether there is nothing to do.
+    pub const fn is_empty(&self) -> bool {
+        self.sends.is_empty()
+            && self.shutdowns.is_empty()
+            && self.closes.is_empty()
+            && self.ops.is_empty()
+            && self.settled == 0
+    }
+}
+
 /// A connection on the debug page.
 #[derive(Clone, Debug, Serialize)]
 pub struct ConnInfo {
