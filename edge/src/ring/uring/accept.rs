@@ -43,6 +43,8 @@ struct Listener {
 pub(super) struct Acceptor {
     listeners: Vec<Listener>,
     accepting: bool,
+    /// It is this ring's turn: see [`super::UringDriver`].
+    chosen: bool,
     /// Whatever else is wanted.
     pub(super) held: bool,
     /// The table is full, or nearly.
@@ -62,6 +64,7 @@ impl Acceptor {
         Self {
             listeners: Vec::new(),
             accepting: true,
+            chosen: false,
             held: false,
             full: false,
             retry_at: None,
@@ -87,10 +90,16 @@ impl Acceptor {
 
     fn wants_connections(&self) -> bool {
         self.accepting
+            && self.chosen
             && !self.held
             && !self.full
             && self.retry_at.is_none()
             && self.backlog.is_empty()
+    }
+
+    /// Whether the table is full, or nearly.
+    pub(super) const fn is_full(&self) -> bool {
+        self.full
     }
 
     /// Whether no accept is with the kernel.
@@ -128,6 +137,12 @@ impl Ring {
         });
         self.update_accepting();
         Ok(())
+    }
+
+    /// Arrivals come to this ring, or to another one.
+    pub(super) fn choose(&mut self, chosen: bool) {
+        self.acceptor.chosen = chosen;
+        self.update_accepting();
     }
 
     pub(super) fn set_accepting(&mut self, accepting: bool) {

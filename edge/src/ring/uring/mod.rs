@@ -5,6 +5,10 @@
 //! limit takes several rings on the one thread: the *main* ring is the one to sleep on; the others
 //! write to one eventfd that the main ring reads, and do so only while it sleeps.
 //!
+//! Several rings share the listening sockets, and arrivals go to one ring until it is filled well, then
+//! to the emptiest: so the requests of a storm of handshakes leave together, ring by ring, instead of
+//! one or two from each of fifty rings a turn.
+//!
 //! Slots are numbered ring by ring: slot ÷ slots-per-ring is the ring.
 
 mod accept;
@@ -27,15 +31,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use io_uring::{opcode, types};
+use socket2::SockRef;
 
 use self::ring::{QueuedSend, Ring};
 pub use self::setup::RingInitError;
-use super::sockets::{BACKLOG, bind_reuseport};
+use super::sockets::BACKLOG;
 use super::token::{Operation, Token};
 use super::{
     Carried, ConnId, Driver, DriverConfig, DriverMemory, DriverStats, Event, Hold, ListenerId,
     Waker,
 };
+
+/// When arrivals go to another ring that is emptier. Well below where accepting stops: what the
+/// kernel accepts in one go must still find room.
+const FILLED_WELL_PERCENT: u64 = 75;
 
 /// The driver on io_uring. Belongs to the thread that made it.
 pub struct UringDriver {
@@ -44,6 +53,10 @@ pub struct UringDriver {
     slots_per_ring: u32,
     /// The ring that the next outgoing connection is tried on.
     next_ring: usize,
+    /// The ring that arrivals go to.
+    accepting_ring: usize,
+    /// Connections of a ring from which on they go to another one that has fewer, if there is any.
+    filled_well: u32,
     /// Arrivals announced in one turn, over all rings.
     accept_budget: u32,
     /// The ring that is the first to announce arrivals: the next one when the budget was used up.
@@ -64,6 +77,7 @@ impl UringDriver {
         for index in 0..config.rings {
             rings.push(Ring::new(config, index * slots_per_ring)?);
         }
+        rings[0].choose(true);
         let waker = Waker::new().map_err(RingInitError::os("making an eventfd"))?;
         rings[0].watch_waker(waker.clone());
         let signal = if rings.len() > 1 {
@@ -75,12 +89,35 @@ impl UringDriver {
             rings,
             slots_per_ring,
             next_ring: 0,
+            accepting_ring: 0,
+            filled_well: (u64::from(slots_per_ring) * FILLED_WELL_PERCENT / 100) as u32,
             accept_budget: config.accept_budget,
             first_ring: 0,
             _signal: signal,
             waker,
             abandoned: false,
         })
+    }
+
+    /// Has arrivals go elsewhere when their ring is filled well. Before the driver sleeps, so that
+    /// there is always one that accepts, unless all are full.
+    fn choose_ring(&mut self) {
+        let present = &self.rings[self.accepting_ring];
+        if present.slots.live() < self.filled_well {
+            return;
+        }
+        let is_full = present.acceptor.is_full();
+        let emptiest = self.rings.iter().enumerate();
+        let emptiest = emptiest.min_by_key(|(_, ring)| ring.slots.live());
+        let Some((index, ring)) = emptiest.filter(|(index, _)| *index != self.accepting_ring)
+        else {
+            return;
+        };
+        if ring.slots.live() < self.filled_well || (is_full && !ring.acceptor.is_full()) {
+            self.rings[self.accepting_ring].choose(false);
+            self.rings[index].choose(true);
+            self.accepting_ring = index;
+        }
     }
 
     /// The ring that a connection belongs to, and its slot there; none if it is gone.
@@ -128,6 +165,7 @@ impl UringDriver {
                 ring.update_accepting();
             }
         }
+        self.choose_ring();
         let mut arrivals = self.accept_budget;
         if self.sweep(&mut arrivals, on_event)? || timeout.is_zero() {
             self.waker.awake();
@@ -182,21 +220,23 @@ impl Driver for UringDriver {
     }
 
     fn listen(&mut self, id: ListenerId, socket: TcpListener) -> io::Result<()> {
-        self.adopt_listeners(id, vec![socket])
+        if self.rings.len() > 1 {
+            // The kernel may accept all that wait in one go, into the table of one ring.
+            let room = self.slots_per_ring - self.filled_well;
+            SockRef::from(&socket).listen(room.min(BACKLOG) as i32)?;
+        }
+        for ring in &mut self.rings[1..] {
+            ring.listen(id, socket.try_clone()?)?;
+        }
+        self.rings[0].listen(id, socket)
     }
 
-    fn adopt_listeners(&mut self, id: ListenerId, mut sockets: Vec<TcpListener>) -> io::Result<()> {
-        let Some(first) = sockets.first() else {
+    fn adopt_listeners(&mut self, id: ListenerId, sockets: Vec<TcpListener>) -> io::Result<()> {
+        if sockets.is_empty() {
             return Err(io::ErrorKind::InvalidInput.into());
-        };
-        // Each ring has its own socket on the port, among which the kernel spreads connections.
-        let address = first.local_addr()?;
-        while sockets.len() < self.rings.len() {
-            sockets.push(bind_reuseport(address, BACKLOG)?);
         }
-        let rings = self.rings.len();
-        for (index, socket) in sockets.into_iter().enumerate() {
-            self.rings[index % rings].listen(id, socket)?;
+        for socket in sockets {
+            self.listen(id, socket)?;
         }
         Ok(())
     }
@@ -293,10 +333,9 @@ impl Driver for UringDriver {
     }
 
     fn listeners(&self) -> io::Result<Vec<(ListenerId, OwnedFd)>> {
+        // They are the same for all rings.
         let mut all = Vec::new();
-        for ring in &self.rings {
-            ring.acceptor.listeners(&mut all)?;
-        }
+        self.rings[0].acceptor.listeners(&mut all)?;
         Ok(all)
     }
 
