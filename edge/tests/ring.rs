@@ -66,6 +66,7 @@ on_every_driver!(
     nagle_is_off,
     peers_have_addresses,
     arrivals_keep_to_the_budget,
+    rings_are_filled_one_after_another,
     accepting_can_be_paused,
     closed_listeners_refuse,
     a_second_send_of_a_turn_closes,

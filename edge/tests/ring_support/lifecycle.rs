@@ -337,6 +337,46 @@ pub fn arrivals_keep_to_the_budget(kind: Kind) {
     assert_eq!(shard.stats().accept_refused, 0);
 }
 
+/// Arrivals of several rings go to one of them until it is three quarters full, then to the next, and
+/// back to one that has emptied; beyond that all are filled.
+pub fn rings_are_filled_one_after_another(kind: Kind) {
+    let rings: u32 = match kind {
+        Kind::Rings | Kind::PolledRings => 3,
+        Kind::Uring | Kind::Polled | Kind::Epoll => 1,
+    };
+    let mut shard = Shard::with(
+        kind,
+        DriverConfig {
+            slots_max: 20 * rings,
+            ..DriverConfig::default()
+        },
+    );
+    let each = shard.driver.slots_max() / rings;
+    let mut peers = Vec::new();
+    let mut arrive = |shard: &mut Shard| {
+        let accepted = shard.stats().accepted;
+        peers.push(TcpStream::connect(shard.address).unwrap());
+        shard.until("an arrival", |shard| shard.stats().accepted > accepted);
+        shard.until("its event", |shard| {
+            let events = shard.count(|seen| matches!(seen, Seen::Accepted(..)));
+            events as u64 == shard.stats().accepted
+        });
+    };
+    for ring in 0..rings {
+        for _ in 0..15 {
+            arrive(&mut shard);
+        }
+        let of_ring = shard.live().iter().filter(|conn| conn.slot / each == ring);
+        assert_eq!(of_ring.count(), 15, "{kind:?}");
+    }
+    // All are filled well: there is room for some more in each.
+    for _ in 0..3 * rings {
+        arrive(&mut shard);
+    }
+    assert_eq!(shard.live().len() as u32, 18 * rings);
+    assert_eq!(shard.stats().accept_refused, 0);
+}
+
 pub fn accepting_can_be_paused(kind: Kind) {
     let mut shard = Shard::new(kind);
     let (mut early, conn) = shard.pair();

@@ -31,11 +31,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use io_uring::{opcode, types};
-use socket2::SockRef;
 
 use self::ring::{QueuedSend, Ring};
 pub use self::setup::RingInitError;
-use super::sockets::BACKLOG;
 use super::token::{Operation, Token};
 use super::{
     Carried, ConnId, Driver, DriverConfig, DriverMemory, DriverStats, Event, Hold, ListenerId,
@@ -43,7 +41,7 @@ use super::{
 };
 
 /// When arrivals go to another ring that is emptier. Well below where accepting stops: what the
-/// kernel accepts in one go must still find room.
+/// kernel accepts in one go finds room. (If it does not, one connection is dropped, and the rest waits.)
 const FILLED_WELL_PERCENT: u64 = 75;
 
 /// The driver on io_uring. Belongs to the thread that made it.
@@ -220,11 +218,6 @@ impl Driver for UringDriver {
     }
 
     fn listen(&mut self, id: ListenerId, socket: TcpListener) -> io::Result<()> {
-        if self.rings.len() > 1 {
-            // The kernel may accept all that wait in one go, into the table of one ring.
-            let room = self.slots_per_ring - self.filled_well;
-            SockRef::from(&socket).listen(room.min(BACKLOG) as i32)?;
-        }
         for ring in &mut self.rings[1..] {
             ring.listen(id, socket.try_clone()?)?;
         }
