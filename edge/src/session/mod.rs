@@ -324,6 +324,11 @@ impl Shard {
         self.slots.used()
     }
 
+    /// Ids and long addresses that are kept: none once all connections are gone. Walks a list.
+    pub fn texts_kept(&self) -> usize {
+        self.slots.texts_kept()
+    }
+
     /// The connections with the lowest slots, at most `limit`, of those in `state` if given.
     pub fn list(&self, state: Option<State>, limit: usize) -> Vec<ConnInfo> {
         let mut list = Vec::new();

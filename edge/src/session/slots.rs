@@ -480,7 +480,6 @@ impl Slots {
     }
 
     /// Ids, and addresses that are no IPv4 ones, that are in use.
-    #[cfg(test)]
     pub fn texts_kept(&self) -> usize {
         self.texts.kept()
     }

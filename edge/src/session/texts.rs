@@ -95,8 +95,8 @@ impl Texts {
         self.pages * PAGE_BYTES
     }
 
-    /// Strings kept: all that were ever in use but for those in the lists of free ones.
-    #[cfg(test)]
+    /// Strings kept: all that were ever in use but for those in the lists of free ones, which are
+    /// walked. For tests and the simulator.
     pub fn kept(&self) -> usize {
         let kept = |(number, class): (usize, &Class)| {
             let mut kept = class.used as usize;
@@ -104,7 +104,7 @@ impl Texts {
             while free != END {
                 kept -= 1;
                 let entry = class.entry(number * STEP, free as usize);
-                free = u32::from_ne_bytes(*entry.first_chunk().unwrap());
+                free = u32::from_ne_bytes(*entry.first_chunk().unwrap_or(&END.to_ne_bytes()));
             }
             kept
         };

@@ -493,7 +493,6 @@ impl World {
             Number::OutboxBytes,
             Number::OutboxSockets,
             Number::LinkBacklog,
-            Number::MemoryIdentities,
             Number::WsLive,
             Number::TcpLive,
             Number::WsClosing,
@@ -503,6 +502,10 @@ impl World {
             let numbers = node.machine.counters();
             if let Some(left) = gauges.iter().find(|g| numbers.get(**g) != 0) {
                 return Some(format!("{left:?} {}", numbers.get(*left)));
+            }
+            let kept = node.machine.texts_kept();
+            if kept > 0 {
+                return Some(format!("{kept} ids"));
             }
             if node.machine.connections() > 0 {
                 return Some(format!("connections {:?}", node.machine.list(None, 8)));

@@ -84,15 +84,18 @@ impl Crowd {
         for task in self.talking {
             task.await.expect("they talk without failing");
         }
+        // Of both sides of every conversation, before any is read.
+        for person in &self.people {
+            eventually("all is acked", async || {
+                (person.look(|log| log.outstanding).await == 0).then_some(())
+            })
+            .await;
+        }
         let mut checker = Checker::default();
         let mut stored = HashMap::new();
         for (n, person) in self.people.iter().enumerate() {
             let theirs = ConversationId::direct(&person.user, &format!("user{}", n ^ 1));
             let theirs = theirs.to_string();
-            eventually("all is acked", async || {
-                (person.look(|log| log.outstanding).await == 0).then_some(())
-            })
-            .await;
             if !stored.contains_key(&theirs) {
                 stored.insert(theirs.clone(), history(core, &person.user, &theirs));
             }

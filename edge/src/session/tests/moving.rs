@@ -199,7 +199,7 @@ fn a_farewell_goes_on_and_nothing_is_counted_twice() {
     next.shard.closed(leaving);
     next.shard.closed(staying);
     assert_eq!(numbers(&mut next), [0, 0, 0, 2]);
-    assert_eq!(next.shard.slots.texts_kept(), 0);
+    assert_eq!(next.shard.texts_kept(), 0);
     let closed = next.shard.list_closed(9);
     assert_eq!(
         (&*closed[1].user, closed[1].reason),
