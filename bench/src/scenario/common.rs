@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::BenchError;
 use crate::args;
 pub use crate::args::ErasedArgs;
-use crate::fleet::{Fleet, Tally};
+use crate::fleet::{Fleet, Present, Shape, Tally};
 use crate::probe;
 use crate::result::{Better, RunResult, Series};
 use crate::target::Target;
@@ -45,6 +45,20 @@ pub fn with_fleet<T>(
     let value = result?;
     stopped?;
     Ok(value)
+}
+
+/// Runs `measure` with a server and a fleet of clients that do nothing but be there.
+pub fn with_present<T>(
+    fleet: &args::FleetArgs,
+    target: &args::TargetArgs,
+    measure: impl FnOnce(&Target, &Fleet) -> Result<T, BenchError>,
+) -> Result<T, BenchError> {
+    with_target(Target::open(target, 1), |target| {
+        let people = Fleet::people(fleet, target)?;
+        let mut present = |_| Box::new(Present) as _;
+        let fleet = Fleet::start(fleet, target, &people, Shape::default(), &mut present);
+        with_fleet(fleet, |fleet| measure(target, fleet))
+    })
 }
 
 /// CPU time so far, of everybody.

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::BenchError;
 use crate::args::{FleetArgs, OutputArgs, TargetArgs};
-use crate::fleet::{Fleet, Present, Shape};
+use crate::fleet::Fleet;
 use crate::progress::Progress;
 use crate::result::{Better, RunResult};
 use crate::scenario::common::{self, Meter, Sampler};
@@ -46,12 +46,8 @@ pub struct ConnectArgs {
 /// Runs the scenario.
 pub fn run(args: &ConnectArgs, progress: &dyn Progress) -> Result<RunResult, BenchError> {
     args.fleet.check()?;
-    common::with_target(Target::open(&args.target, 1), |target| {
-        let people = Fleet::people(&args.fleet, target)?;
-        let mut present = |_| Box::new(Present) as _;
-        let shape = Shape::default();
-        let fleet = Fleet::start(&args.fleet, target, &people, shape, &mut present);
-        common::with_fleet(fleet, |fleet| measure(args, target, fleet, progress))
+    common::with_present(&args.fleet, &args.target, |target, fleet| {
+        measure(args, target, fleet, progress)
     })
 }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::BenchError;
 use crate::args::{FleetArgs, OutputArgs, TargetArgs, parse_duration, seconds};
-use crate::fleet::{Fleet, Present, Shape};
+use crate::fleet::Fleet;
 use crate::progress::Progress;
 use crate::result::{Better, RunResult};
 use crate::scenario::common::{self, Memory, Meter, SETTLE, Sampler};
@@ -65,12 +65,8 @@ pub fn run(args: &IdleArgs, progress: &dyn Progress) -> Result<RunResult, BenchE
         let message = "--first: at least one, and fewer than --connections";
         return Err(BenchError::Usage(message.into()));
     }
-    common::with_target(Target::open(&args.target, 1), |target| {
-        let people = Fleet::people(&args.fleet, target)?;
-        let mut present = |_| Box::new(Present) as _;
-        let shape = Shape::default();
-        let fleet = Fleet::start(&args.fleet, target, &people, shape, &mut present);
-        common::with_fleet(fleet, |fleet| measure(args, target, fleet, progress))
+    common::with_present(&args.fleet, &args.target, |target, fleet| {
+        measure(args, target, fleet, progress)
     })
 }
 

@@ -209,9 +209,9 @@ impl Core {
             snapshot,
             state: AtomicU8::new(0),
         });
-        let committer = || store_threads::Committer::new(Arc::clone(&store), Arc::clone(&shared));
+        let committer = store_threads::Committer::new(Arc::clone(&store), Arc::clone(&shared))?;
         let mut threads = vec![store_threads::start_committer(
-            committer()?,
+            committer,
             commits_rx,
             events.clone(),
             floor,

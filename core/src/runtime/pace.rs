@@ -2,7 +2,7 @@
 //!
 //! A turn that commits costs the same for one message and for fifty: an fsync, and a thread switch
 //! for everyone who is told. So under load turns begin [`PACE_NS`] apart, and what comes in between
-//! lies in the queue without waking anybody. Below [`PACED_FROM`] operations in such a span nobody
+//! lies in the queue without waking anybody, but for a commit that is done. Below [`PACED_FROM`] operations in such a span nobody
 //! is held up: a message is taken in when it comes.
 //!
 //! Called by [`super::turns`].
@@ -13,6 +13,7 @@ pub(super) const PACE_NS: u64 = 500_000;
 const PACED_FROM: u64 = 8;
 /// The load is measured over at least this.
 const WINDOW_NS: u64 = 2_000_000;
+
 /// What the thread remembers of its load.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
