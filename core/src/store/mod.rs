@@ -6,13 +6,16 @@
 //! 2. A batch that was committed twice with the same content leaves what one commit leaves: the
 //!    engine repeats a commit whose outcome it does not know.
 //! 3. Reads see every committed batch, and either all or nothing of a batch under way.
-//! 4. The user index holds a conversation for each user who has, or ever had, a member row in it.
+//! 4. Of a store with one writer at a time for each conversation ([`fenced`]): a batch is atomic for
+//!    each conversation, and what another core has taken is answered by [`StoreError::Fenced`].
+//! 5. The user index holds a conversation for each user who has, or ever had, a member row in it.
 //!
 //! Called by the core's runtime: one thread commits, several read.
 
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 pub mod embedded;
+pub mod fenced;
 mod journal;
 mod keys;
 pub mod open;
@@ -86,6 +89,10 @@ pub enum StoreError {
     /// mend the disk or restore a backup, start again.
     #[error("store failed for good: {0}")]
     Failed(String),
+    /// These conversations are no longer this core's to write. Nothing of them in this batch may ever
+    /// be called committed; everything else in it is. Answered by stores with several writers only.
+    #[error("another core owns {} of these conversations", .0.len())]
+    Fenced(Vec<ConversationId>),
     /// A row that this build cannot read.
     #[error("unreadable row: {0}")]
     Corrupt(String),
@@ -111,6 +118,13 @@ pub trait MessageStore: Send + Sync + 'static {
     /// The conversations in which `user` has or had a member row, in no certain order.
     async fn conversations_of(&self, user: &str) -> Result<Vec<ConversationId>, StoreError>;
 
-    /// The highest message id ever committed; 0 when there is none.
+    /// The highest message id ever committed, or at least one above which nobody has given any; 0
+    /// when there is none.
     async fn message_id_floor(&self) -> Result<u64, StoreError>;
+
+    /// The engine has let a conversation go whose committed head is `head`, with nothing under way:
+    /// what the store remembers of it may go too. It may be loaded again at any time.
+    async fn release(&self, _id: ConversationId, _head: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
 }

@@ -1,0 +1,30 @@
+//! Which partitions this core has, and how long it may say so.
+//!
+//! # Layout
+//! - [`control`]: the statements that ownership is made of
+//! - [`held`]: what this process holds at this moment, asked on every commit
+//!
+//! Invariants:
+//! 1. A partition that [`held::Held`] says is held was taken by this incarnation under that epoch,
+//!    the lease was valid when the clock was read, and nobody had been handed it.
+//! 2. What is no longer held never comes back to the same incarnation under the same epoch.
+//!
+//! Called by the fenced store, which asks before it says that anything is committed, and by the
+//! runtime, which tells the engine.
+
+pub mod control;
+pub mod held;
+
+use trunkline_proto::ids::ConversationId;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The partition of a conversation, or of anything else with a text for a name: users have theirs by
+/// their ids. Part of the deployment's data: never to be changed.
+pub fn partition_of(key: &[u8], partitions: u16) -> u16 {
+    (xxh3_64(key) % u64::from(partitions.max(1))) as u16
+}
+
+/// The partition of a conversation: of the 16 bytes of its id.
+pub fn partition_of_conversation(id: ConversationId, partitions: u16) -> u16 {
+    partition_of(id.0.as_bytes(), partitions)
+}
