@@ -11,7 +11,9 @@ pub const DIRECT_NAMESPACE: Uuid = Uuid::from_u128(0xfe1939a1_c503_5c73_82b3_85a
 pub const SNOWFLAKE_EPOCH_MS: u64 = 1_704_067_200_000;
 
 /// A conversation's id: UUIDv5 for direct ones, UUIDv7 for the others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct ConversationId(pub Uuid);
 
 impl ConversationId {

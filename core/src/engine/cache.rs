@@ -29,6 +29,9 @@ const EVICTION_STEPS_MAX: usize = 1_024;
 /// After how many ms one who was refused for lack of room should try again.
 pub(super) const OVERLOADED_RETRY_MS: u32 = 200;
 
+/// After how many ms one should try again whose conversation is not this core's.
+const FOREIGN_RETRY_MS: u32 = 100;
+
 /// A place for a conversation.
 pub(super) struct Slot {
     pub id: ConversationId,
@@ -41,6 +44,8 @@ pub(super) struct Slot {
     pub open_at: u32,
     /// Watermarks that are queued to be written.
     pub dirty: u32,
+    /// Given up: takes nothing in, and goes as soon as nobody refers to it.
+    pub doomed: bool,
     newer: u32,
     older: u32,
 }
@@ -53,7 +58,12 @@ impl Slot {
     }
 
     fn is_idle(&self) -> bool {
-        !self.is_blocked() && self.batches == 0 && self.dirty == 0
+        !self.is_blocked() && !self.has_writes()
+    }
+
+    /// Whether something of it is, or will be, under way to the store.
+    pub fn has_writes(&self) -> bool {
+        self.batches > 0 || self.dirty > 0
     }
 }
 
@@ -107,6 +117,7 @@ impl Cache {
             batches: 0,
             open_at: NONE,
             dirty: 0,
+            doomed: false,
             newer: NONE,
             older: NONE,
         });
@@ -166,6 +177,9 @@ impl Engine {
             let error = error_in(Code::Unavailable, &id.to_string(), "the store failed");
             return self.refuse(work, error, out);
         }
+        if self.owned.foreign(id).is_some() {
+            return self.refuse_foreign(id, work, out);
+        }
         let Some(at) = self.cache.find(id) else {
             if self.has_room_to_wait(&work) {
                 let at = self.cache.insert(id, true);
@@ -181,7 +195,10 @@ impl Engine {
             return;
         };
         self.cache.touch(at);
-        if !self.cache.slots[at].is_blocked() {
+        if self.cache.slots[at].doomed {
+            // Ours again before the store has answered for the last time.
+            self.refuse_foreign(id, work, out);
+        } else if !self.cache.slots[at].is_blocked() {
             self.perform(at, work, now, out);
         } else if self.has_room_to_wait(&work) {
             self.enqueue(at, work);
@@ -190,14 +207,26 @@ impl Engine {
         }
     }
 
-    /// Parts of gathers always may wait: their number is bounded by that of gathers.
+    /// Parts of gathers and catch-ups always may wait: so many of them are under way at most.
     fn has_room_to_wait(&self, work: &Work) -> bool {
-        matches!(work, Work::Part { .. }) || self.cache.waiting < self.config.operations_open_max
+        matches!(work, Work::Part { .. } | Work::Announce { .. })
+            || self.cache.waiting < self.config.operations_open_max
     }
 
     fn enqueue(&mut self, at: u32, work: Work) {
         self.cache.waiting += 1;
         self.cache.slots[at].waiting.push_back(work);
+    }
+
+    fn refuse_foreign(&mut self, id: ConversationId, work: Work, out: &mut Vec<Effect>) {
+        self.front.stats.foreign += 1;
+        let mut error = error_in(
+            Code::Unavailable,
+            &id.to_string(),
+            "the conversation changes its owner, or has another; retry with the same client_msg_id",
+        );
+        error.retry_after_ms = FOREIGN_RETRY_MS;
+        self.refuse(work, error, out);
     }
 
     fn refuse_overloaded(&mut self, id: ConversationId, work: Work, out: &mut Vec<Effect>) {
@@ -228,6 +257,9 @@ impl Engine {
             return;
         };
         self.cache.slots[at].loading = false;
+        if self.cache.slots[at].doomed {
+            return self.drop_if_vacant(at);
+        }
         let taken_up = match result {
             Ok(None) => Ok(None),
             Ok(Some(snapshot)) => {
@@ -289,15 +321,25 @@ impl Engine {
         }
     }
 
-    fn drop_if_vacant(&mut self, at: u32) {
+    pub(super) fn drop_if_vacant(&mut self, at: u32) {
         let slot = &self.cache.slots[at];
-        if slot.state.is_none() && !slot.loading && slot.waiting.is_empty() {
+        let is_blank = slot.state.is_none() && !slot.is_blocked();
+        if is_blank && !slot.has_writes() {
             self.cache.remove(at);
         }
     }
 
+    /// What a conversation that leaves memory held of what all share.
+    pub(super) fn let_members_go(&mut self, state: &Conversation) {
+        self.cache.dedup_entries -= state.window.len();
+        self.cache.recent_bytes -= state.recent_bytes;
+        for member in &state.members {
+            self.front.registry.release(member.user);
+        }
+    }
+
     /// Makes room, the least recently used first.
-    pub(super) fn evict(&mut self) {
+    pub(super) fn evict(&mut self, out: &mut Vec<Effect>) {
         for _ in 0..EVICTION_STEPS_MAX {
             let cache = &self.cache;
             if cache.slots.len() <= self.config.conversations_cached_max
@@ -316,12 +358,14 @@ impl Engine {
                 continue;
             }
             if let Some(state) = self.cache.remove(at).and_then(|slot| slot.state) {
-                self.cache.dedup_entries -= state.window.len();
-                self.cache.recent_bytes -= state.recent_bytes;
-                for member in &state.members {
-                    self.front.registry.release(member.user);
-                }
+                self.let_members_go(&state);
                 self.front.stats.evictions += 1;
+                if self.config.partitions.is_some() {
+                    out.push(Effect::Evicted {
+                        conversation: state.id,
+                        head: state.committed,
+                    });
+                }
             }
         }
     }

@@ -1,8 +1,12 @@
-//! The open batch, the one commit under way, and what a commit's end lets out.
+//! The open batches, the commits under way, and what a commit's end lets out.
 //!
 //! Group commit forms by itself: all that arrives while a commit is under way lies in the open
 //! batch, and becomes the next commit. A commit whose outcome is unknown is repeated unchanged;
 //! those who wait for it are told so once, and the batch behind it waits.
+//!
+//! There are [`EngineConfig::lanes`](super::EngineConfig) of these pairs, and a conversation keeps to
+//! the lane of its slot. A store with one log gets one lane: more would only make its batches smaller.
+//! One that answers over a network gets several, so that a slow answer holds up few.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -31,6 +35,9 @@ struct Part {
     at: u32,
     messages: u32,
     change: bool,
+    /// The conversation was given up meanwhile: there is nothing left to write, and `at` may be
+    /// another's by now.
+    void: bool,
 }
 
 /// What the next commit will write.
@@ -51,6 +58,7 @@ impl Batch {
                 at,
                 messages: 0,
                 change: false,
+                void: false,
             });
             self.writes.push(ConversationWrites {
                 id: slot.id,
@@ -81,6 +89,23 @@ impl Batch {
         self.operations += 1;
         &mut self.writes[part]
     }
+
+    /// Takes everything of a conversation out again.
+    pub fn withdraw(&mut self, slot: &mut Slot) {
+        let index = std::mem::replace(&mut slot.open_at, NONE) as usize;
+        if index == NONE as usize {
+            return;
+        }
+        slot.batches -= 1;
+        let part = &mut self.parts[index];
+        self.operations -= part.messages as usize + usize::from(part.change);
+        part.void = true;
+        let writes = &mut self.writes[index];
+        writes.row = None;
+        writes.members.clear();
+        writes.messages.clear();
+        writes.watermarks.clear();
+    }
 }
 
 /// The commit under way.
@@ -110,87 +135,139 @@ impl Dirty {
     }
 }
 
+/// An open batch, the commit before it, and the watermarks that will join.
+#[derive(Default)]
+pub(super) struct Lane {
+    pub open: Batch,
+    flight: Option<Flight>,
+    pub dirty: Dirty,
+}
+
+impl Lane {
+    /// When watermarks have to be written even if nothing else is.
+    fn watermark_deadline(&self, flush_ms: u64) -> Option<u64> {
+        (!self.dirty.queue.is_empty()).then(|| self.dirty.since + flush_ms * 1_000_000)
+    }
+}
+
+/// All lanes.
+pub(super) struct Lanes(Box<[Lane]>);
+
+impl Lanes {
+    pub fn new(count: usize) -> Self {
+        Self((0..count.max(1)).map(|_| Lane::default()).collect())
+    }
+
+    /// The lane of a slot.
+    pub fn of(&mut self, at: u32) -> &mut Lane {
+        let index = at as usize % self.0.len();
+        &mut self.0[index]
+    }
+
+    /// Operations in all open batches.
+    pub fn operations(&self) -> usize {
+        self.0.iter().map(|lane| lane.open.operations).sum()
+    }
+}
+
 impl Engine {
-    /// Begins a commit or repeats one, if it is time for that.
-    pub(super) fn advance_commit(&mut self, now: Now, out: &mut Vec<Effect>) {
+    /// Begins commits or repeats them, where it is time for that.
+    pub(super) fn advance_commits(&mut self, now: Now, out: &mut Vec<Effect>) {
         if self.failed {
             return;
         }
-        if let Some(flight) = &mut self.flight {
-            if flight.retry_at.is_some_and(|at| at <= now.mono_ns) {
-                flight.retry_at = None;
-                self.front.stats.commit_retries += 1;
-                out.push(Effect::Commit {
-                    commit: flight.number,
-                    batch: flight.batch.clone(),
-                });
+        let flush_ms = self.config.watermark_flush_ms;
+        for index in 0..self.lanes.0.len() {
+            let lane = &mut self.lanes.0[index];
+            if let Some(flight) = &mut lane.flight {
+                if flight.retry_at.is_some_and(|at| at <= now.mono_ns) {
+                    flight.retry_at = None;
+                    self.front.stats.commit_retries += 1;
+                    out.push(Effect::Commit {
+                        commit: flight.number,
+                        batch: flight.batch.clone(),
+                    });
+                }
+                continue;
             }
-            return;
-        }
-        let flush = self.flush_watermarks
-            || self
-                .watermark_deadline()
-                .is_some_and(|at| at <= now.mono_ns);
-        if self.open.operations > 0 || flush && !self.dirty.queue.is_empty() {
-            self.begin_commit(now, out);
+            let due = lane.watermark_deadline(flush_ms);
+            let flush = self.flush_watermarks || due.is_some_and(|at| at <= now.mono_ns);
+            if lane.open.operations > 0 || flush && !lane.dirty.queue.is_empty() {
+                self.begin_commit(index, now, out);
+            }
         }
         self.flush_watermarks = false;
     }
 
-    fn begin_commit(&mut self, now: Now, out: &mut Vec<Effect>) {
-        self.add_watermarks(now);
-        let open = std::mem::take(&mut self.open);
-        for part in &open.parts {
+    fn begin_commit(&mut self, index: usize, now: Now, out: &mut Vec<Effect>) {
+        self.add_watermarks(index, now);
+        let lane = &mut self.lanes.0[index];
+        let open = std::mem::take(&mut lane.open);
+        let mut parts = Vec::with_capacity(open.parts.len());
+        let mut conversations = Vec::with_capacity(open.writes.len());
+        for (part, writes) in open.parts.into_iter().zip(open.writes) {
+            if part.void {
+                continue;
+            }
             self.cache.slots[part.at].open_at = NONE;
+            parts.push(part);
+            conversations.push(writes);
+        }
+        if parts.is_empty() {
+            return;
         }
         self.commits += 1;
         self.front.stats.commits += 1;
-        let batch = Arc::new(WriteBatch {
-            conversations: open.writes,
-        });
+        let batch = Arc::new(WriteBatch { conversations });
         out.push(Effect::Commit {
             commit: self.commits,
             batch: batch.clone(),
         });
-        self.flight = Some(Flight {
+        self.lanes.0[index].flight = Some(Flight {
             number: self.commits,
             batch,
-            parts: open.parts,
+            parts,
             failures: 0,
             retry_at: None,
         });
     }
 
-    fn add_watermarks(&mut self, now: Now) {
-        let count = self.dirty.queue.len().min(WATERMARKS_PER_COMMIT);
-        for (at, user) in self.dirty.queue.drain(..count) {
+    fn add_watermarks(&mut self, index: usize, now: Now) {
+        let lane = &mut self.lanes.0[index];
+        let count = lane.dirty.queue.len().min(WATERMARKS_PER_COMMIT);
+        let mut vacant = Vec::new();
+        for (at, user) in lane.dirty.queue.drain(..count) {
             let slot = &mut self.cache.slots[at];
-            let part = self.open.part(at, slot);
             slot.dirty -= 1;
-            let member = slot.state.as_deref_mut().and_then(|s| s.member_mut(user));
-            if let Some(member) = member {
+            let Some(state) = slot.state.as_deref_mut() else {
+                vacant.push(at);
+                continue;
+            };
+            let row = state.member_mut(user).map(|member| {
                 member.dirty = false;
-                self.open.writes[part].watermarks.push((
-                    self.front.registry.name(user).to_owned(),
-                    member.watermark_row(),
-                ));
+                member.watermark_row()
+            });
+            if let Some(row) = row {
+                let part = lane.open.part(at, slot);
+                let name = self.front.registry.name(user).to_owned();
+                lane.open.writes[part].watermarks.push((name, row));
             }
         }
-        self.dirty.since = now.mono_ns;
-    }
-
-    /// When watermarks have to be written even if nothing else is.
-    fn watermark_deadline(&self) -> Option<u64> {
-        (!self.dirty.queue.is_empty())
-            .then(|| self.dirty.since + self.config.watermark_flush_ms * 1_000_000)
+        lane.dirty.since = now.mono_ns;
+        for at in vacant {
+            self.drop_if_vacant(at);
+        }
     }
 
     /// When something is to be done without an input.
     pub(super) fn commit_deadline(&self) -> Option<u64> {
-        match &self.flight {
+        let flush_ms = self.config.watermark_flush_ms;
+        let lanes = self.lanes.0.iter();
+        let deadlines = lanes.filter_map(|lane| match &lane.flight {
             Some(flight) => flight.retry_at,
-            None => self.watermark_deadline(),
-        }
+            None => lane.watermark_deadline(flush_ms),
+        });
+        deadlines.min()
     }
 
     /// A commit ended.
@@ -202,7 +279,12 @@ impl Engine {
         out: &mut Vec<Effect>,
     ) {
         let with_store = |f: &Flight| f.number == number && f.retry_at.is_none();
-        let Some(mut flight) = self.flight.take_if(|f| with_store(f)) else {
+        let mut lanes = self.lanes.0.iter_mut().enumerate();
+        let found = lanes.find_map(|(index, lane)| {
+            let flight = lane.flight.take_if(|f| with_store(f))?;
+            Some((index, flight))
+        });
+        let Some((index, mut flight)) = found else {
             self.front.stats.stale += 1;
             return;
         };
@@ -212,19 +294,32 @@ impl Engine {
                     self.part_committed(&part, now, out);
                 }
             }
+            Err(StoreError::Fenced(mut ids)) => {
+                ids.sort_unstable();
+                for part in flight.parts {
+                    let id = self.cache.slots[part.at].id;
+                    if ids.binary_search(&id).is_ok() {
+                        self.cache.slots[part.at].batches -= 1;
+                        self.front.stats.fenced += 1;
+                        self.forget(part.at, out);
+                    } else {
+                        self.part_committed(&part, now, out);
+                    }
+                }
+            }
             Err(error) => {
                 self.give_notice(&flight.parts, false, out);
                 let for_good = !matches!(error, StoreError::Unavailable(_));
                 if flight.failures > 0 || for_good {
                     // It takes longer: let go of those behind it too, and of their credit.
-                    let open = std::mem::take(&mut self.open.parts);
+                    let open = std::mem::take(&mut self.lanes.0[index].open.parts);
                     self.give_notice(&open, true, out);
-                    self.open.parts = open;
+                    self.lanes.0[index].open.parts = open;
                 }
                 let wait = RETRY_FIRST_NS << flight.failures.min(8);
                 flight.failures += 1;
                 flight.retry_at = Some(now.mono_ns + wait.min(RETRY_MAX_NS));
-                self.flight = Some(flight);
+                self.lanes.0[index].flight = Some(flight);
                 self.stop_if_failed(&error, out);
             }
         }
@@ -232,7 +327,7 @@ impl Engine {
 
     /// After an error that no repetition mends: asks for the end, and commits nothing any more.
     pub(super) fn stop_if_failed(&mut self, error: &StoreError, out: &mut Vec<Effect>) {
-        if let StoreError::Unavailable(_) = error {
+        if let StoreError::Unavailable(_) | StoreError::Fenced(_) = error {
             return;
         }
         if !self.failed {
@@ -279,7 +374,7 @@ impl Engine {
     /// Tells those who wait for these parts that their outcome is unknown. `queued`: of the open
     /// batch, whose messages lie behind those under way.
     fn give_notice(&mut self, parts: &[Part], queued: bool, out: &mut Vec<Effect>) {
-        for part in parts {
+        for part in parts.iter().filter(|part| !part.void) {
             let slot = &mut self.cache.slots[part.at];
             let id = slot.id.to_string();
             if let Some(state) = slot.state.as_deref_mut() {
@@ -304,7 +399,12 @@ impl Engine {
     }
 }
 
-fn notify_unknown(front: &mut Front, id: &str, pending: &mut Pending, out: &mut Vec<Effect>) {
+pub(super) fn notify_unknown(
+    front: &mut Front,
+    id: &str,
+    pending: &mut Pending,
+    out: &mut Vec<Effect>,
+) {
     for waiter in pending.waiters.drain(..) {
         let mut error = error_in(
             Code::Unavailable,

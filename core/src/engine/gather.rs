@@ -19,7 +19,7 @@ use super::read::{PageAsk, page_limit};
 use super::registry::UserRef;
 use super::reply::{SessionRef, Ticket, error_in};
 use super::work::Work;
-use super::{Effect, ListedConversation, Now, Response, Token};
+use super::{Effect, Listed, ListedConversation, Now, Request, Response, Token};
 use crate::store::StoreError;
 
 /// Syncs and lists that run at once.
@@ -307,6 +307,10 @@ impl Engine {
                 break;
             };
             gather.under_way += 1;
+            if let Some(partition) = self.owned.foreign(id) {
+                self.ask_part(partition, number, id, after, out);
+                continue;
+            }
             let work = Work::Part {
                 gather: number,
                 after,
@@ -340,16 +344,9 @@ impl Engine {
                 items,
                 ..
             } => {
-                if let Some((key, item)) = self
-                    .cache
-                    .state(at)
-                    .and_then(|s| s.listed(&self.front.registry, user))
-                    && after.is_none_or(|after| key > after)
-                {
-                    items.insert(key, item);
-                    if items.len() > *limit + 1 {
-                        items.pop_last();
-                    }
+                let state = self.cache.state(at);
+                if let Some(listed) = state.and_then(|s| s.listed(&self.front.registry, user)) {
+                    enlist(items, *limit, *after, listed);
                 }
             }
             Purpose::Hints(hints) => {
@@ -360,6 +357,50 @@ impl Engine {
                     self.front.stats.hints += self.front.push_to(&hints.targets, frame, out);
                 }
             }
+        }
+        self.part_done(number);
+    }
+
+    /// Has the owner of a conversation do a gather's part. Hints are the owner's own affair: it has the
+    /// session announced to it as well.
+    fn ask_part(
+        &mut self,
+        partition: u16,
+        number: u64,
+        id: ConversationId,
+        after: Option<u64>,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(gather) = self.gathers.all.get(&number) else {
+            return;
+        };
+        let request = match &gather.purpose {
+            Purpose::Hints(_) => return self.part_done(number),
+            Purpose::Sync { limit, .. } => Request::SyncPart {
+                id,
+                after,
+                limit: *limit,
+            },
+            Purpose::List { .. } => Request::Listed { id },
+        };
+        let user = self.front.registry.name(gather.user).to_owned();
+        self.ask(partition, number, user, request, out);
+    }
+
+    /// Another core said where a conversation stands in the list.
+    pub(super) fn part_listed(&mut self, number: u64, listed: Listed) {
+        if let Some(Gather {
+            purpose:
+                Purpose::List {
+                    limit,
+                    after,
+                    items,
+                    ..
+                },
+            ..
+        }) = self.gathers.all.get_mut(&number)
+        {
+            enlist(items, *limit, *after, listed);
         }
         self.part_done(number);
     }
@@ -441,7 +482,7 @@ impl Engine {
         self.part_done(number);
     }
 
-    fn part_done(&mut self, number: u64) {
+    pub(super) fn part_done(&mut self, number: u64) {
         if let Some(gather) = self.gathers.all.get_mut(&number) {
             gather.under_way -= 1;
             if !gather.awake {
@@ -506,5 +547,22 @@ impl Engine {
             self.gathers.hints_paused_until = Some(now.mono_ns + HINTS_PAUSE_NS);
         }
         self.front.registry.release(user);
+    }
+}
+
+/// Puts a conversation into a page of the list, if it belongs there.
+fn enlist(
+    items: &mut BTreeMap<ListKey, ListedConversation>,
+    limit: usize,
+    after: Option<ListKey>,
+    listed: Listed,
+) {
+    let id = listed.item.conversation.conversation_id;
+    let key = (Reverse(listed.activity), Reverse(id));
+    if after.is_none_or(|after| key > after) {
+        items.insert(key, listed.item);
+        if items.len() > limit + 1 {
+            items.pop_last();
+        }
     }
 }

@@ -6,9 +6,11 @@ use trunkline_proto::gcra::Rate;
 use trunkline_proto::ids::{ConversationId, Snowflake, is_valid_id};
 
 use super::cache::Cache;
-use super::commit::{Batch, Dirty, Flight};
+use super::catchup::CatchUps;
+use super::commit::Lanes;
 use super::gather::Gathers;
 use super::hash::{Map, Seeded};
+use super::owned::Owned;
 use super::read::{PageAsk, PageRead, page_limit};
 use super::registry::Registry;
 use super::reply::{Asker, Front, Ticket};
@@ -25,15 +27,17 @@ pub struct Engine {
     pub(super) cache: Cache,
     pub(super) message_ids: Snowflake,
     pub(super) uuids: Uuids,
-    /// What the next commit writes.
-    pub(super) open: Batch,
-    pub(super) flight: Option<Flight>,
+    pub(super) owned: Owned,
+    /// What the next commits write, and those under way.
+    pub(super) lanes: Lanes,
     /// The number of the last commit.
     pub(super) commits: u64,
-    pub(super) dirty: Dirty,
     /// Write watermarks at the next occasion: a conversation that has some is in the way.
     pub(super) flush_watermarks: bool,
     pub(super) gathers: Gathers,
+    pub(super) catch_ups: CatchUps,
+    /// Gathers of which another core does a part, by what it was asked.
+    pub(super) asked: Map<Token, u64>,
     pub(super) reads: Map<Token, PageRead>,
     last_token: u64,
     /// The store failed for good: nothing is taken in any more.
@@ -52,12 +56,13 @@ impl Engine {
             cache: Cache::new(hash),
             message_ids: Snowflake::new(config.worker_id, message_id_floor),
             uuids: Uuids { state: uuid_seed },
-            open: Batch::default(),
-            flight: None,
+            owned: Owned::new(config.partitions),
+            lanes: Lanes::new(config.lanes),
             commits: 0,
-            dirty: Dirty::default(),
             flush_watermarks: false,
             gathers: Gathers::default(),
+            catch_ups: CatchUps::default(),
+            asked: Map::with_hasher(hash),
             reads: Map::with_hasher(hash),
             last_token: 0,
             failed: false,
@@ -95,15 +100,25 @@ impl Engine {
             } => self.loaded(conversation, result, now, out),
             Input::PageRead { token, result } => self.page_read(token, result, out),
             Input::IndexRead { token, result } => self.index_read(token, result, out),
+            Input::Owned { partitions } => self.own(&partitions),
+            Input::Lost { partitions } => self.disown(&partitions, out),
+            Input::Release { partitions } => self.release(&partitions, now, out),
+            Input::CatchUp {
+                token,
+                conversations,
+            } => self.catch_up(token, conversations),
+            Input::Asked { token, result } => self.asked(token, result, out),
             Input::Tick => {}
         }
         self.run_gathers(now, out);
+        self.run_catch_ups(now, out);
     }
 
     /// Ends a run of inputs: begins at most one commit, if none is under way, and settles credit.
     pub fn end_turn(&mut self, now: Now, out: &mut Vec<Effect>) {
-        self.evict();
-        self.advance_commit(now, out);
+        self.evict(out);
+        self.advance_releases(now, out);
+        self.advance_commits(now, out);
         for (edge, operations) in self.front.registry.take_settled() {
             out.push(Effect::Settled { edge, operations });
         }
@@ -116,10 +131,15 @@ impl Engine {
         if self.failed {
             return None;
         }
-        [self.commit_deadline(), self.hints_deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.commit_deadline(),
+            self.hints_deadline(),
+            self.release_deadline(),
+            self.catch_ups.deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// The counters and gauges.
@@ -132,7 +152,7 @@ impl Engine {
             registry: self.front.registry.bytes(),
             conversations: self.cache.slots.len() as u64,
             dedup_entries: self.cache.dedup_entries as u64,
-            operations_open: self.open.operations as u64,
+            operations_open: self.lanes.operations() as u64,
             operations_waiting: self.cache.waiting as u64,
             ..self.front.stats
         }
@@ -145,6 +165,13 @@ impl Engine {
 
     /// Takes a REST call in.
     fn request(&mut self, ticket: Ticket, request: Request, now: Now, out: &mut Vec<Effect>) {
+        let name = self.front.registry.name(ticket.user);
+        if let Some(partition) = request
+            .conversation(name)
+            .and_then(|id| self.owned.foreign(id))
+        {
+            return self.forward(partition, ticket, request, out);
+        }
         let (id, call) = match request {
             Request::Send(send) => return self.take_send(ticket, send, now, out),
             Request::CreateConversation {
@@ -187,6 +214,15 @@ impl Engine {
             Request::RemoveMember { id, user } => (id, Call::RemoveMember(user)),
             Request::ListMembers { id, cursor, limit } => (id, Call::Members { cursor, limit }),
             Request::Receipts { id, seq } => (id, Call::Receipts(seq)),
+            Request::Listed { id } => (id, Call::Listed),
+            Request::SyncPart { id, after, limit } => {
+                let work = Work::SyncPart {
+                    ticket,
+                    after,
+                    limit,
+                };
+                return self.dispatch(id, work, now, out);
+            }
         };
         self.dispatch(id, Work::Call { ticket, call }, now, out);
     }

@@ -417,7 +417,7 @@ impl Engine {
             plan,
             changed_at: now.unix_ms,
         }));
-        let writes = self.open.add_change(at, slot);
+        let writes = self.lanes.of(at).open.add_change(at, slot);
         writes.row = Some(row);
         writes.members = members;
     }
@@ -507,6 +507,11 @@ impl Engine {
                     Err((Code::GroupFull, "more members than a group may have"))
                 } else if self.failed {
                     Err((Code::Unavailable, "the store failed"))
+                } else if self.owned.has_none() {
+                    Err((
+                        Code::Unavailable,
+                        "this core has no conversations yet; retry",
+                    ))
                 } else if self.has_no_room() {
                     Err((Code::Overloaded, "too many operations wait to be stored"))
                 } else {
@@ -522,9 +527,19 @@ impl Engine {
             }
             return self.front.fail(ticket, error, out);
         }
-        let id = self.uuids.next(now.unix_ms);
+        let id = self.new_id(now.unix_ms);
         let at = self.cache.insert(id, false);
         self.create(at, Kind::Group, title, users, Some(ticket), now);
+    }
+
+    /// An id of a conversation that is this core's to make.
+    fn new_id(&mut self, now_ms: u64) -> ConversationId {
+        loop {
+            let id = self.uuids.next(now_ms);
+            if self.owned.foreign(id).is_none() {
+                return id;
+            }
+        }
     }
 
     fn create(
@@ -565,7 +580,7 @@ impl Engine {
         let slot = &mut self.cache.slots[at];
         let row = state.row();
         slot.state = Some(Box::new(state));
-        let writes = self.open.add_change(at, slot);
+        let writes = self.lanes.of(at).open.add_change(at, slot);
         writes.row = Some(row);
         writes.members = rows;
     }

@@ -5,6 +5,8 @@
 //! # Layout
 //! - `machine`: the [`Engine`], where inputs are told apart; `work`: what is done to a conversation
 //! - `registry`, `sessions`: who is connected, and what edges say
+//! - `owned`, `catchup`, `afar`: which conversations are this core's, those that another left, and
+//!   what others are asked
 //! - `cache`, `conversation`: what is in memory, and what waits for it
 //! - `send`, `dedup`: the order, and what was here before
 //! - `commit`: the open batch, the one under way, and what it lets out
@@ -22,7 +24,9 @@
 //! 5. Memory is bounded: operations by the edges' credit, conversations by
 //!    [`EngineConfig::conversations_cached_max`] and [`EngineConfig::dedup_entries_max`].
 
+mod afar;
 mod cache;
+mod catchup;
 mod commit;
 mod conversation;
 mod dedup;
@@ -33,6 +37,7 @@ mod hash;
 mod machine;
 mod membership;
 mod names;
+mod owned;
 mod read;
 mod receipts;
 mod registry;
@@ -52,7 +57,9 @@ pub use stats::{EngineStats, RegisteredSession, RegistryBytes};
 
 use std::sync::Arc;
 
-use trunkline_proto::client::{Ack, Error, Message, SendMessage};
+use serde::{Deserialize, Serialize};
+
+use trunkline_proto::client::{Ack, Error, Message, Page, SendMessage};
 use trunkline_proto::ids::ConversationId;
 use trunkline_proto::link::{CoreOp, EdgeHello, EdgeOp};
 
@@ -110,6 +117,24 @@ pub enum Input {
         token: Token,
         result: Result<Vec<ConversationId>, StoreError>,
     },
+    /// These partitions are this core's from now on. Sent only where cores share conversations, as are
+    /// the next ones.
+    Owned { partitions: Vec<u16> },
+    /// These partitions are no longer this core's.
+    Lost { partitions: Vec<u16> },
+    /// Give these partitions back; each is answered by [`Effect::Released`].
+    Release { partitions: Vec<u16> },
+    /// An owner died that wrote to these conversations lately: tell their members where they stand.
+    /// Those of other partitions are passed over. Answered by [`Effect::CaughtUp`].
+    CatchUp {
+        token: Token,
+        conversations: Vec<ConversationId>,
+    },
+    /// Another core answered.
+    Asked {
+        token: Token,
+        result: Result<Response, Error>,
+    },
     /// Time passed; sent at least every 200 ms while there is anything to wait for.
     Tick,
 }
@@ -143,12 +168,39 @@ pub enum Effect {
         token: Token,
         response: Result<Response, Error>,
     },
+    /// A partition has nothing under way any more, and nothing of it is in memory. `heads`: what its
+    /// conversations had committed, as far as they were in memory and at rest.
+    Released {
+        partition: u16,
+        heads: Vec<(ConversationId, u64)>,
+    },
+    /// A conversation left memory, at rest; only where cores share conversations.
+    Evicted {
+        conversation: ConversationId,
+        head: u64,
+    },
+    /// The members of all these conversations were told.
+    CaughtUp { token: Token },
+    /// Have the owner of a partition answer a REST call in this core's stead.
+    Forward {
+        token: Token,
+        partition: u16,
+        user: String,
+        request: Request,
+    },
+    /// Ask the owner of a partition; answered by [`Input::Asked`].
+    Ask {
+        token: Token,
+        partition: u16,
+        user: String,
+        request: Request,
+    },
     /// The store failed for good: log it, stop the process with a non-zero exit code.
     Fatal { reason: String },
 }
 
-/// A REST call, parsed. The caller is a valid user id.
-#[derive(Clone, Debug, PartialEq)]
+/// A REST call, parsed, or what one core asks another. The caller is a valid user id.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Request {
     Send(SendMessage),
     CreateConversation {
@@ -201,10 +253,48 @@ pub enum Request {
         id: ConversationId,
         seq: Option<u64>,
     },
+    /// A part of a sync, asked by the core that gathers it. `after`: what the caller has, or else its
+    /// delivered mark.
+    SyncPart {
+        id: ConversationId,
+        after: Option<u64>,
+        limit: u32,
+    },
+    /// A place in the caller's list, asked by the core that gathers it.
+    Listed {
+        id: ConversationId,
+    },
+}
+
+impl Request {
+    /// The one conversation that it is about, if it says so rightly.
+    pub fn conversation(&self, user: &str) -> Option<ConversationId> {
+        match self {
+            Self::Send(send) if send.to.is_empty() => ConversationId::parse(&send.conversation_id),
+            Self::Send(send) => Some(ConversationId::direct(user, &send.to)),
+            Self::CreateConversation {
+                kind: Kind::Direct,
+                members,
+                ..
+            } => Some(ConversationId::direct(user, members.first()?)),
+            Self::CreateConversation { .. } | Self::ListConversations { .. } => None,
+            Self::GetConversation { id }
+            | Self::SetTitle { id, .. }
+            | Self::DeleteConversation { id }
+            | Self::PutMember { id, .. }
+            | Self::RemoveMember { id, .. }
+            | Self::ListMembers { id, .. }
+            | Self::Messages { id, .. }
+            | Self::MarkRead { id, .. }
+            | Self::Receipts { id, .. }
+            | Self::SyncPart { id, .. }
+            | Self::Listed { id } => Some(*id),
+        }
+    }
 }
 
 /// The answer to a [`Request`].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Response {
     /// 201, or 200 when `duplicate`.
     Ack(Ack),
@@ -227,12 +317,16 @@ pub enum Response {
         more: bool,
     },
     Receipts(ReceiptsView),
+    /// To [`Request::SyncPart`]. `None`: nothing that the caller lacks.
+    Page(Option<Page>),
+    /// To [`Request::Listed`]. `None`: nothing that belongs into the caller's list.
+    Listed(Option<Box<Listed>>),
     /// 204.
     Done,
 }
 
 /// A conversation as its members see it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConversationView {
     pub conversation_id: ConversationId,
     pub kind: Kind,
@@ -249,7 +343,7 @@ pub struct ConversationView {
 }
 
 /// A conversation in the caller's list.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ListedConversation {
     pub conversation: ConversationView,
     pub delivered_seq: u64,
@@ -259,8 +353,16 @@ pub struct ListedConversation {
     pub last_message: Option<Message>,
 }
 
+/// A conversation in the caller's list, and its place there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Listed {
+    /// When something happened in it last, ms since the Unix epoch.
+    pub activity: u64,
+    pub item: ListedConversation,
+}
+
 /// A member in a list.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemberView {
     pub user_id: String,
     pub role: Role,
@@ -268,7 +370,7 @@ pub struct MemberView {
 }
 
 /// Who has received and read a message.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReceiptsView {
     pub conversation_id: ConversationId,
     pub seq: u64,
@@ -277,7 +379,7 @@ pub struct ReceiptsView {
 }
 
 /// What sort of conversation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Kind {
     Direct,
     Group,
@@ -301,7 +403,7 @@ impl Kind {
 }
 
 /// What a member may do; each includes what the one before it may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Role {
     Member,
     /// Adds and removes members, sets the title.
@@ -344,6 +446,11 @@ pub struct EngineConfig {
     /// Operations queued in one open batch before sends are refused with `overloaded`. As many may
     /// wait for conversations that are being loaded, and as many pages may be read at once.
     pub operations_open_max: usize,
+    /// Partitions of a deployment in which several cores share the conversations. `None`: all of them
+    /// are this core's.
+    pub partitions: Option<u16>,
+    /// Commits that may be under way at once, of different conversations.
+    pub lanes: usize,
     /// Delivered and read marks reach the store at the latest after this.
     pub watermark_flush_ms: u64,
 }
@@ -359,6 +466,8 @@ impl Default for EngineConfig {
             dedup_entries_max: 4_000_000,
             recent_bytes_max: 512 << 20,
             operations_open_max: 65_536,
+            partitions: None,
+            lanes: 1,
             watermark_flush_ms: 200,
         }
     }

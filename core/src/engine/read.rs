@@ -38,6 +38,8 @@ struct Plan {
 #[derive(Debug)]
 pub(super) enum Sink {
     Asker(Ticket),
+    /// Another core, for a sync that it gathers.
+    Core(Ticket),
     /// A sync, by the number of its gather.
     Sync(u64),
 }
@@ -127,6 +129,25 @@ impl Engine {
         true
     }
 
+    /// Begins a page for a sync that another core gathers, if there is anything to show.
+    pub(super) fn page_for_core(
+        &mut self,
+        at: u32,
+        ticket: Ticket,
+        ask: PageAsk,
+        out: &mut Vec<Effect>,
+    ) {
+        let state = self.cache.state(at);
+        let found = state.and_then(|s| Some((s, s.member(ticket.user)?)));
+        match found.filter(|(s, m)| !plan(m, s.committed, ask).segments.is_empty()) {
+            Some((state, member)) => {
+                let read = PageRead::new(Sink::Core(ticket), state, member, ask);
+                self.advance_page(read, Some(at), out);
+            }
+            None => self.front.respond(ticket, Response::Page(None), out),
+        }
+    }
+
     /// Takes segments from memory while it has them; asks the store for the first that it has not.
     fn advance_page(&mut self, mut read: PageRead, at: Option<u32>, out: &mut Vec<Effect>) {
         let state = at.and_then(|at| self.cache.state(at));
@@ -177,7 +198,9 @@ impl Engine {
                 let id = id_text(read.id);
                 let answer = error_in(Code::Unavailable, &id, "the store did not answer");
                 match read.sink {
-                    Sink::Asker(ticket) => self.front.fail(ticket, answer, out),
+                    Sink::Asker(ticket) | Sink::Core(ticket) => {
+                        self.front.fail(ticket, answer, out);
+                    }
                     Sink::Sync(gather) => self.part_failed(gather, answer, out),
                 }
                 if let StoreError::Failed(_) = error {
@@ -206,11 +229,15 @@ impl Engine {
                 self.front.respond(ticket, response, out);
             }
             Sink::Asker(ticket) => {
-                let page = page_body(read.id, messages, head, more, read.version);
+                let page = ServerBody::Page(page(read.id, messages, head, more, read.version));
                 self.front.frame(ticket, page, out);
             }
+            Sink::Core(ticket) => {
+                let page = page(read.id, messages, head, more, read.version);
+                self.front.respond(ticket, Response::Page(Some(page)), out);
+            }
             Sink::Sync(gather) => {
-                let page = page_body(read.id, messages, head, more, read.version);
+                let page = ServerBody::Page(page(read.id, messages, head, more, read.version));
                 if let Some((session, id)) = self.sync_asker(gather) {
                     self.front.send(session, ServerFrame::answer(id, page), out);
                 }
@@ -234,20 +261,20 @@ impl PageRead {
     }
 }
 
-fn page_body(
+fn page(
     id: ConversationId,
     messages: Vec<Message>,
     head_seq: u64,
     more: bool,
     version: u64,
-) -> ServerBody {
-    ServerBody::Page(Page {
+) -> Page {
+    Page {
         conversation_id: id_text(id),
         messages,
         head_seq,
         more,
         version,
-    })
+    }
 }
 
 /// A page's limit as asked for: `None` is the default, 0 is refused, more than the maximum is

@@ -67,7 +67,7 @@ impl Engine {
             if !member.dirty {
                 member.dirty = true;
                 slot.dirty += 1;
-                self.dirty.push(at, user, now);
+                self.lanes.of(at).dirty.push(at, user, now);
             }
             self.front.stats.receipts += 1;
             let told = concerned(state, user, before + 1, seq);

@@ -142,7 +142,7 @@ impl Engine {
             }],
         });
         self.front.stats.sends += 1;
-        self.open.add_message(at, slot);
+        self.lanes.of(at).open.add_message(at, slot);
     }
 
     /// Answers a send that was here before, as soon as what it made then is durable.
@@ -183,9 +183,9 @@ impl Engine {
         self.front.ack(ticket, ack, out);
     }
 
-    /// Whether the open batch takes no more operations.
+    /// Whether the open batches take no more operations.
     pub(super) fn has_no_room(&self) -> bool {
-        self.open.operations >= self.config.operations_open_max
+        self.lanes.operations() >= self.config.operations_open_max
     }
 
     fn refuse_no_room(&mut self, at: u32, ticket: Ticket, draft: Draft, out: &mut Vec<Effect>) {

@@ -81,15 +81,19 @@ impl Engine {
                 "replaced by a newer session of this device",
             )
         };
+        // Where several cores have every session, one of them judges, so that no two contradict.
+        let is_home = self.owned.is_home_of(&opened.user_id);
         // What comes back with a link may be left over: the device may have connected anew meanwhile,
         // over this edge or another. Of the two the younger stays.
         let began = Began::before(now.mono_ns, opened.age_ms);
-        if again && older.is_some_and(|(_, other_began)| other_began > began) {
+        if again && is_home && older.is_some_and(|(_, other_began)| other_began > began) {
             self.front.stats.replaced += 1;
             return self.front.close_session(session, replaced(), out);
         }
         let edge = registry.edge(session.edge);
-        let max = edge.map_or(0, |e| e.sessions_per_user_max);
+        let max = edge
+            .filter(|_| is_home)
+            .map_or(0, |e| e.sessions_per_user_max);
         let live = registry.sessions_of(user).count() - usize::from(older.is_some());
         if max > 0 && live >= max as usize {
             let error = Error {
@@ -98,7 +102,7 @@ impl Engine {
             };
             return self.front.close_session(session, error, out);
         }
-        if let Some((other, _)) = older {
+        if let Some((other, _)) = older.filter(|_| is_home) {
             self.front.stats.replaced += 1;
             self.front.registry.close(other.edge, other.handle);
             self.front.close_session(other, replaced(), out);

@@ -95,6 +95,15 @@ impl<T> Slab<T> {
         }
     }
 
+    /// What is there, with its index, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
+        let entries = self.pages.iter().flatten();
+        entries.zip(0..).filter_map(|(entry, index)| match entry {
+            Entry::Used(value) => Some((index, value)),
+            Entry::Free(_) => None,
+        })
+    }
+
     fn grow(&mut self) {
         let first = self.pages.len() * PAGE;
         let page = (first..first + PAGE)

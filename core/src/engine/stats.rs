@@ -109,6 +109,12 @@ pub struct EngineStats {
     pub replaced: u64,
     /// `conversation` hints sent to sessions that were announced again.
     pub hints: u64,
+    /// Operations refused since their conversation is another core's.
+    pub foreign: u64,
+    /// Commits of a conversation that another core had taken.
+    pub fenced: u64,
+    /// Calls and parts of syncs and lists that another core was asked for.
+    pub asked: u64,
     /// Conversations dropped from memory to make room.
     pub evictions: u64,
     /// Operations and tokens that named something gone.

@@ -13,7 +13,7 @@ use super::read::page_limit;
 use super::registry::{Registry, UserRef};
 use super::reply::Ticket;
 use super::work::Call;
-use super::{Effect, ListedConversation, MemberView, Now, ReceiptsView, Response};
+use super::{Effect, Listed, ListedConversation, MemberView, Now, ReceiptsView, Response};
 
 impl Engine {
     /// Carries out a REST call about one conversation.
@@ -29,6 +29,13 @@ impl Engine {
             Call::OpenDirect(other) => return self.open_direct(at, ticket, &other, now, out),
             Call::SetTitle(_) | Call::Delete | Call::PutMember { .. } | Call::RemoveMember(_) => {
                 return self.change(at, ticket, call, now, out);
+            }
+            Call::Listed => {
+                let state = self.cache.state(at);
+                let listed = state.and_then(|s| s.listed(&self.front.registry, ticket.user));
+                return self
+                    .front
+                    .respond(ticket, Response::Listed(listed.map(Box::new)), out);
             }
             view => view,
         };
@@ -131,11 +138,7 @@ impl Conversation {
     }
 
     /// The line in the list of a user who is in.
-    pub fn listed(
-        &self,
-        registry: &Registry,
-        user: UserRef,
-    ) -> Option<(ListKey, ListedConversation)> {
+    pub fn listed(&self, registry: &Registry, user: UserRef) -> Option<Listed> {
         let member = self.present_member(user).filter(|_| !self.deleted)?;
         let visible = member.visible_head(self.committed);
         let last_message = self
@@ -148,7 +151,10 @@ impl Conversation {
             unread: self.unread(member),
             last_message: last_message.map(|m| (*m).clone()),
         };
-        Some(((Reverse(self.activity()), Reverse(self.id)), item))
+        Some(Listed {
+            activity: self.activity(),
+            item,
+        })
     }
 
     /// Visible messages above what the member has read, less the own ones. Own messages are known

@@ -2,11 +2,12 @@
 
 use trunkline_proto::client::Error;
 use trunkline_proto::codes::Code;
+use trunkline_proto::ids::ConversationId;
 
 use super::machine::Engine;
 use super::read::PageAsk;
 use super::reply::{Ticket, error_in};
-use super::{Effect, Now, Role};
+use super::{Effect, Now, Role, Token};
 
 /// A checked send.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub(super) enum Call {
         limit: u32,
     },
     Receipts(Option<u64>),
+    /// For another core, which gathers a list.
+    Listed,
 }
 
 /// What waits for, or is done to, one conversation.
@@ -58,6 +61,17 @@ pub(super) enum Work {
         ticket: Ticket,
         call: Call,
     },
+    /// A part of a sync that another core gathers.
+    SyncPart {
+        ticket: Ticket,
+        after: Option<u64>,
+        limit: u32,
+    },
+    /// A conversation of a catch-up.
+    Announce {
+        token: Token,
+        id: ConversationId,
+    },
     /// One conversation of many; `after` is for a sync that names a position.
     Part {
         gather: u64,
@@ -73,6 +87,12 @@ impl Engine {
             Work::Mark { ticket, seq, read } => self.mark(at, ticket, seq, read, now, out),
             Work::Page { ticket, ask } => self.page(at, ticket, ask, out),
             Work::Call { ticket, call } => self.call(at, ticket, call, now, out),
+            Work::SyncPart {
+                ticket,
+                after,
+                limit,
+            } => self.sync_part_for(at, ticket, after, limit, out),
+            Work::Announce { token, .. } => self.announce(at, token, out),
             Work::Part { gather, after } => self.part(at, gather, after, out),
         }
     }
@@ -84,9 +104,11 @@ impl Engine {
                 error.client_msg_id = draft.client_msg_id;
                 ticket
             }
-            Work::Mark { ticket, .. } | Work::Page { ticket, .. } | Work::Call { ticket, .. } => {
-                ticket
-            }
+            Work::Mark { ticket, .. }
+            | Work::Page { ticket, .. }
+            | Work::Call { ticket, .. }
+            | Work::SyncPart { ticket, .. } => ticket,
+            Work::Announce { token, id } => return self.announce_failed(token, id),
             Work::Part { gather, .. } => return self.part_failed(gather, error, out),
         };
         self.front.fail(ticket, error, out);

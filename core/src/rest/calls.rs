@@ -64,7 +64,8 @@ fn answer(response: engine::Response) -> Response {
         })
         .into_response(),
         R::Receipts(view) => Json(ReceiptsJson::from(view)).into_response(),
-        R::Done => StatusCode::NO_CONTENT.into_response(),
+        // Between cores only: no call asks for these.
+        R::Page(_) | R::Listed(_) | R::Done => StatusCode::NO_CONTENT.into_response(),
     }
 }
 

@@ -9,6 +9,7 @@
 //!
 //! Called by the command line (start, stop), by [`crate::ingress`] and [`crate::rest`].
 
+pub mod cluster;
 mod metrics;
 mod pace;
 mod queue;
@@ -28,6 +29,7 @@ use trunkline_proto::codes::Code;
 use trunkline_proto::link::{EdgeBatch, EdgeHello};
 use trunkline_proto::ports::{CorePort, EdgePort};
 
+use self::cluster::ClusterLink;
 use self::metrics::Metrics;
 pub(crate) use self::metrics::RequestLabels;
 use self::queue::{Sender, queue};
@@ -67,6 +69,8 @@ pub struct CoreConfig {
     /// Whether the core is ready only when it serves HTTP.
     pub needs_http: bool,
     pub on_fatal: FatalHook,
+    /// Where several cores share the conversations; [`EngineConfig::partitions`] goes with it.
+    pub cluster: Option<ClusterLink>,
 }
 
 impl Default for CoreConfig {
@@ -81,6 +85,7 @@ impl Default for CoreConfig {
             needs_grpc: true,
             needs_http: true,
             on_fatal: Arc::new(|_| std::process::exit(70)),
+            cluster: None,
         }
     }
 }
@@ -123,6 +128,8 @@ enum Event {
     },
     /// What the store answered to a reader.
     Read(Input),
+    /// What ownership says, or another core.
+    Told(Input),
     Stop,
 }
 
@@ -212,10 +219,19 @@ impl Core {
         let committer = store_threads::Committer::new(Arc::clone(&store), Arc::clone(&shared))?;
         let mut threads = vec![store_threads::start_committer(
             committer,
-            commits_rx,
+            commits_rx.clone(),
             events.clone(),
-            floor,
+            Some(floor),
         )?];
+        // As many as there can be commits under way.
+        for _ in 1..config.engine.lanes {
+            threads.push(store_threads::start_committer(
+                store_threads::Committer::new(Arc::clone(&store), Arc::clone(&shared))?,
+                commits_rx.clone(),
+                events.clone(),
+                None,
+            )?);
+        }
         for index in 0..store_threads::READERS {
             threads.push(store_threads::start_reader(
                 index,
@@ -238,6 +254,7 @@ impl Core {
             incarnation: rand::random(),
             watermark_flush_ms: config.engine.watermark_flush_ms,
             on_fatal: Arc::clone(&config.on_fatal),
+            cluster: config.cluster.clone(),
         };
         let thread = std::thread::Builder::new()
             .name("engine".into())
@@ -337,6 +354,12 @@ impl CoreHandle {
             Ok(Err(_)) => Err(Code::Unavailable.error("the core is stopping")),
             Err(_) => Err(Code::Unavailable.error("no answer in time; the outcome is unknown")),
         }
+    }
+
+    /// Tells the engine what ownership says, or what another core answered.
+    pub fn tell(&self, input: Input) {
+        // A core that has stopped needs to know nothing.
+        let _ = self.events.send(Event::Told(input));
     }
 
     /// Attaches an edge of the same process. The greeting, with the edge's first credit, goes to

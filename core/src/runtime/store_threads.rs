@@ -1,8 +1,7 @@
-//! The threads that touch the store: one commits what the engine's thread does not commit itself (see
-//! [`super::pace`]), a few read. Each has a small tokio runtime of its own, so that a store may block
+//! The threads that touch the store: one commits for each lane of the engine, a few read. Each has a small tokio runtime of its own, so that a store may block
 //! inside its futures or drive sockets from them, as it likes.
 //!
-//! What waits here is bounded by the engine: at most one commit is under way, and reads belong to
+//! What waits here is bounded by the engine: at most one commit is under way for each lane, and reads belong to
 //! operations that hold credit or to REST calls that hold a permit.
 
 use std::io;
@@ -82,19 +81,21 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
         .build()
 }
 
-/// Starts the committer. The first thing that it sends is the store's message id floor.
+/// Starts a committer. The first thing that it sends is the store's message id floor, if asked.
 pub(super) fn start_committer(
     committer: Committer,
     jobs: Receiver<CommitJob>,
     events: Sender<Event>,
-    floor: crossbeam_channel::Sender<Result<u64, StoreError>>,
+    floor: Option<crossbeam_channel::Sender<Result<u64, StoreError>>>,
 ) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name("committer".into())
         .spawn(move || {
             let Committer { runtime, store, .. } = &committer;
-            // A dropped receiver means that the start was given up; the job queue ends with it.
-            let _ = floor.send(runtime.block_on(store.message_id_floor()));
+            if let Some(floor) = floor {
+                // A dropped receiver means that the start was given up; the job queue ends with it.
+                let _ = floor.send(runtime.block_on(store.message_id_floor()));
+            }
             for job in jobs {
                 let result = committer.commit(&job);
                 let commit = job.commit;

@@ -13,6 +13,7 @@ use crossbeam_channel::Sender;
 use trunkline_proto::link::{EdgeBatch, EdgeHello, edge_op};
 use trunkline_proto::ports::EdgePort;
 
+use super::cluster::{ClusterJob, ClusterLink, Forwarded};
 use super::pace::Pace;
 use super::queue::Receiver;
 use super::store_threads::{CommitJob, ReadJob};
@@ -69,12 +70,13 @@ pub(super) struct Wiring {
     pub(super) incarnation: u64,
     pub(super) watermark_flush_ms: u64,
     pub(super) on_fatal: FatalHook,
+    pub(super) cluster: Option<ClusterLink>,
 }
 
 enum Stop {
     /// Since this time on the monotonic clock.
     Draining(u64),
-    /// The store failed.
+    /// The store failed, or the lease is over.
     Failed,
 }
 
@@ -229,6 +231,9 @@ impl Turns {
 
     fn end_turn(&mut self, now: Now) {
         self.engine.end_turn(now, &mut self.effects);
+        if self.has_lapsed() {
+            return self.lapse();
+        }
         self.carry_out(now);
         self.flush(now);
     }
@@ -260,6 +265,7 @@ impl Turns {
                 self.reads_under_way -= 1;
                 self.feed(input, now);
             }
+            Event::Told(input) => self.feed(input, now),
             Event::Stop => {
                 if self.stop.is_none() {
                     self.stop = Some(Stop::Draining(now.mono_ns));
@@ -397,11 +403,70 @@ impl Turns {
                         reply.send(response);
                     }
                 }
+                Effect::Released { partition, heads } => {
+                    self.hand_out(ClusterJob::Released { partition, heads });
+                }
+                Effect::Evicted { conversation, head } => {
+                    self.hand_out(ClusterJob::Evicted { conversation, head });
+                }
+                Effect::CaughtUp { token } => self.hand_out(ClusterJob::CaughtUp { token }),
+                Effect::Forward {
+                    token,
+                    partition,
+                    user,
+                    request,
+                } => {
+                    if let Some(reply) = self.replies.remove(&token) {
+                        self.hand_out(ClusterJob::Forward {
+                            partition,
+                            user,
+                            request,
+                            reply: Forwarded(reply),
+                        });
+                    }
+                }
+                Effect::Ask {
+                    token,
+                    partition,
+                    user,
+                    request,
+                } => self.hand_out(ClusterJob::Ask {
+                    token,
+                    partition,
+                    user,
+                    request,
+                }),
                 Effect::Fatal { reason } => self.fail(&reason),
             }
         }
         // Keeps the allocation.
         self.effects = effects;
+    }
+
+    /// The engine asks for these only where there is a cluster, and its task outlives this thread.
+    fn hand_out(&self, job: ClusterJob) {
+        if let Some(cluster) = &self.wiring.cluster {
+            let _ = cluster.jobs.send(job);
+        }
+    }
+
+    fn has_lapsed(&self) -> bool {
+        let cluster = self.wiring.cluster.as_ref();
+        cluster.is_some_and(|cluster| !(cluster.is_valid)())
+    }
+
+    /// Says nothing of what this turn found: another core may know better already.
+    fn lapse(&mut self) {
+        self.effects.clear();
+        if matches!(self.stop, Some(Stop::Failed)) {
+            return;
+        }
+        tracing::warn!("the lease is over: this core forgets everything and starts over");
+        self.stop = Some(Stop::Failed);
+        self.wiring.shared.fail();
+        if let Some(cluster) = &self.wiring.cluster {
+            (cluster.on_lapse)();
+        }
     }
 
     fn commit(&mut self, job: CommitJob) {

@@ -200,6 +200,14 @@ fn paged(truth: &Truth, user: &str, page: &Page) -> Verdict {
 pub fn responded(truth: &Truth, user: &str, response: &Result<Response, Error>) -> Verdict {
     match response {
         Ok(Response::Ack(ack)) => acked(truth, user, ack),
+        Ok(Response::Page(page)) => page
+            .iter()
+            .flat_map(|p| &p.messages)
+            .try_for_each(|m| truth.shows(m, user)),
+        Ok(Response::Listed(listed)) => listed
+            .iter()
+            .filter_map(|l| l.item.last_message.as_ref())
+            .try_for_each(|m| truth.shows(m, user)),
         Ok(Response::Messages { messages, .. }) => {
             messages.iter().try_for_each(|m| truth.shows(m, user))
         }

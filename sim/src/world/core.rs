@@ -406,6 +406,15 @@ impl World {
                 let response = Box::new(response);
                 self.after(delay, Event::CallAnswered { call, response });
             }
+            other @ (Effect::Released { .. }
+            | Effect::Evicted { .. }
+            | Effect::CaughtUp { .. }
+            | Effect::Forward { .. }
+            | Effect::Ask { .. }) => {
+                self.violation(format!(
+                    "wanted of a cluster where there is none: {other:?}"
+                ));
+            }
             Effect::Fatal { reason } => self.violation(format!("the store failed: {reason}")),
         }
     }
@@ -559,5 +568,6 @@ fn summary(input: &Input) -> String {
             format!("index {}: {:?}", token.0, result.as_ref().map(Vec::len))
         }
         Input::Tick => "tick".to_owned(),
+        other => format!("{other:?}"),
     }
 }

@@ -6,6 +6,7 @@ mod hints;
 mod lists;
 mod members;
 mod model;
+mod owned;
 mod pages;
 mod receipts;
 mod sends;

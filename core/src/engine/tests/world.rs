@@ -121,6 +121,8 @@ pub struct World {
     pub items: Vec<(u32, Deliver)>,
     pub fatal: Vec<String>,
     pub cut: Vec<u32>,
+    /// What was wanted of the rest of a cluster.
+    pub outside: Vec<Effect>,
     /// How the next commits end; `Ok` when empty.
     pub commit_ends: VecDeque<Result<(), StoreError>>,
     /// Whether a commit that ends in `Unavailable` has happened all the same.
@@ -192,6 +194,7 @@ impl World {
             items: Vec::new(),
             fatal: Vec::new(),
             cut: Vec::new(),
+            outside: Vec::new(),
             commit_ends: VecDeque::new(),
             lost_answers: false,
             commits: Vec::new(),
@@ -347,6 +350,11 @@ impl World {
                 assert_eq!(before, None, "a call answered twice");
             }
             Effect::Fatal { reason } => self.fatal.push(reason),
+            Effect::Released { .. }
+            | Effect::Evicted { .. }
+            | Effect::CaughtUp { .. }
+            | Effect::Forward { .. }
+            | Effect::Ask { .. } => self.outside.push(effect),
         }
     }
 
@@ -381,6 +389,10 @@ impl World {
         let result = self.commit_ends.pop_front().unwrap_or(Ok(()));
         if result.is_ok() || self.lost_answers {
             self.store.apply(&batch);
+        } else if let Err(StoreError::Fenced(ids)) = &result {
+            let mut kept = batch.clone();
+            kept.conversations.retain(|c| !ids.contains(&c.id));
+            self.store.apply(&kept);
         }
         if result.is_ok() {
             self.note_due(&batch);
