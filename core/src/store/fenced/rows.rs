@@ -29,6 +29,10 @@ pub struct Fence {
 /// What the conditional writes of a conversation have made of it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
+    /// How many conditional writes it took: 1 when it was made, one more with each change. What a
+    /// write is conditional on, so that one that is carried out late, when its sender has long gone
+    /// on, cannot undo what came after it.
+    pub revision: u64,
     /// The greatest epoch that recorded a fence.
     pub epoch: u64,
     /// All seqs up to here are committed for ever; may lag behind the truth.
@@ -87,8 +91,8 @@ pub trait Rows: Send + Sync + 'static {
     /// Reads a conversation, with whatever conditional write was under way decided (SERIAL).
     async fn conversation(&self, id: ConversationId) -> Result<Option<Conversation>, StoreError>;
 
-    /// Writes a conversation if its epoch is `expected`; `None`: if it does not exist. All of
-    /// `change` or nothing.
+    /// Writes a conversation if its revision is `expected`, and raises the revision by one; `None`:
+    /// if it does not exist, as revision 1. All of `change` or nothing.
     async fn change(
         &self,
         id: ConversationId,
@@ -163,20 +167,4 @@ pub trait Rows: Send + Sync + 'static {
 
     /// The conversations in a user's index, in no certain order.
     async fn index(&self, user: &str) -> Result<Vec<ConversationId>, StoreError>;
-
-    /// Notes where dedup answers lie that have left the newest messages: (sender, client_msg_id,
-    /// seq). Kept for 48 h.
-    async fn put_dedup(
-        &self,
-        id: ConversationId,
-        entries: &[(String, String, u64)],
-    ) -> Result<(), StoreError>;
-
-    /// The seq of a message that was noted.
-    async fn dedup(
-        &self,
-        id: ConversationId,
-        sender: &str,
-        client_msg_id: &str,
-    ) -> Result<Option<u64>, StoreError>;
 }
