@@ -6,9 +6,12 @@
 //! 2. A batch that was committed twice with the same content leaves what one commit leaves: the
 //!    engine repeats a commit whose outcome it does not know.
 //! 3. Reads see every committed batch, and either all or nothing of a batch under way.
-//! 4. Of a store with one writer at a time for each conversation ([`fenced`]): a batch is atomic for
-//!    each conversation, and what another core has taken is answered by [`StoreError::Fenced`].
-//! 5. The user index holds a conversation for each user who has, or ever had, a member row in it.
+//! 4. A conversation is loaded before it is written to, or made by a write that brings its row; its
+//!    messages follow the head without a gap.
+//! 5. Of a store with one writer at a time for each conversation ([`fenced`]): each conversation of a
+//!    batch is carried out by itself, a crash leaves a beginning of it (messages in their order, then
+//!    row and members), and what another core has taken is answered by [`StoreError::Fenced`].
+//! 6. The user index holds a conversation for each user who has, or ever had, a member row in it.
 //!
 //! Called by the core's runtime: one thread commits, several read.
 
@@ -123,7 +126,9 @@ pub trait MessageStore: Send + Sync + 'static {
     async fn message_id_floor(&self) -> Result<u64, StoreError>;
 
     /// The engine has let a conversation go whose committed head is `head`, with nothing under way:
-    /// what the store remembers of it may go too. It may be loaded again at any time.
+    /// what the store remembers of it may go too. It may be loaded again at any time. Called for
+    /// each conversation that was loaded or made, also where its partition was lost, but for those
+    /// that a commit or a load answered with [`StoreError::Fenced`].
     async fn release(&self, _id: ConversationId, _head: u64) -> Result<(), StoreError> {
         Ok(())
     }

@@ -85,8 +85,8 @@ pub async fn a_later_row_replaces_an_earlier_one(factory: &dyn Factory) {
     let later = ConversationWrites {
         row: Some(row(2)),
         members: vec![("bob".to_owned(), member(Some(1)))],
-        watermarks: vec![("ann".to_owned(), watermark(9))],
-        ..writes(id)
+        watermarks: vec![("ann".to_owned(), watermark(2))],
+        ..with_messages(id, [2])
     };
     commit(store, vec![later]).await;
     let snapshot = load(store, id, 10).await;
@@ -98,7 +98,7 @@ pub async fn a_later_row_replaces_an_earlier_one(factory: &dyn Factory) {
             ("bob".to_owned(), member(Some(1))),
         ]
     );
-    assert_eq!(snapshot.watermarks, [("ann".to_owned(), watermark(9))]);
+    assert_eq!(snapshot.watermarks, [("ann".to_owned(), watermark(2))]);
 }
 
 /// A batch with messages alone leaves the conversation's other rows as they were.
@@ -173,6 +173,7 @@ pub async fn the_message_id_floor_is_the_highest_id_ever_committed(factory: &dyn
             })
         });
         ConversationWrites {
+            row: Some(row(1)),
             messages: messages.collect(),
             ..writes(id)
         }

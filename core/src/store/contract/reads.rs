@@ -1,8 +1,8 @@
 //! What reads return: bounds, order, and nothing of a neighbour.
 
 use super::{
-    Factory, all, commit, conversation, index, load, member, message, owned, read, row, seqs,
-    watermark, with_messages, writes,
+    Factory, all, commit, conversation, index, load, member, message, owned, read, row, watermark,
+    with_messages, writes,
 };
 use crate::store::{ConversationWrites, MessageStore, Order};
 
@@ -65,21 +65,6 @@ pub async fn ranges_hold_their_bounds_and_limit_in_both_orders(factory: &dyn Fac
             }
         }
     }
-}
-
-/// Retention removes old messages: a gap does not end a page.
-pub async fn a_range_passes_over_seqs_that_are_missing(factory: &dyn Factory) {
-    let store = factory.create().await;
-    let store = &*store;
-    let id = conversation(1);
-    commit(store, vec![with_messages(id, [5, 6, 300, 70_000])]).await;
-    let oldest = read(store, id, 0, u64::MAX, 3, Order::OldestFirst).await;
-    assert_eq!(seqs(&oldest), [5, 6, 300]);
-    let newest = read(store, id, 5, 70_000, 3, Order::NewestFirst).await;
-    assert_eq!(seqs(&newest), [6, 300]);
-    let snapshot = load(store, id, 2).await;
-    assert_eq!(snapshot.head, 70_000);
-    assert_eq!(seqs(&snapshot.recent), [300, 70_000]);
 }
 
 /// Members in bytewise order, the newest messages ascending, whatever the order of the writes.

@@ -1,7 +1,12 @@
 //! What is left after the store was closed and opened again.
 
+use std::sync::Arc;
+
+use trunkline_proto::client::Message;
+
 use super::{
-    Factory, all, commit, conversation, index, load, member, owned, row, watermark, with_messages,
+    Factory, all, commit, conversation, index, load, member, message, owned, row, watermark,
+    with_messages,
 };
 use crate::store::{ConversationWrites, MessageStore};
 
@@ -28,12 +33,19 @@ pub async fn what_was_committed_is_there_after_a_restart(factory: &dyn Factory) 
 /// Otherwise ids made after a restart could repeat those made before it.
 pub async fn the_message_id_floor_survives_restarts(factory: &dyn Factory) {
     let mut store = factory.create().await;
-    for head in [3, 2, 90, 7] {
+    let id = conversation(1);
+    for (seq, message_id) in (1..).zip([3, 2, 90, 7]) {
         let before = store.message_id_floor().await.expect("readable");
-        commit(&*store, vec![with_messages(conversation(1), [head])]).await;
+        let mut one = with_messages(id, []);
+        one.messages.push(Arc::new(Message {
+            message_id,
+            ..message(id, seq)
+        }));
+        commit(&*store, vec![one]).await;
         store = factory.reopen(store).await;
         let floor = store.message_id_floor().await.expect("readable");
-        assert_eq!(floor, before.max(1_000_000 + head));
+        assert_eq!(floor, before.max(message_id));
+        assert_eq!(load(&*store, id, 1).await.head, seq);
     }
 }
 

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use tempfile::TempDir;
 use trunkline_proto::client::Message;
 use trunkline_proto::ids::ConversationId;
+use trunkline_proto::store::ConversationRow;
 
 use super::{EmbeddedOptions, EmbeddedStore};
 use crate::store::contract::Factory;
@@ -86,4 +87,32 @@ async fn the_store_counts_what_it_does() {
     assert!(figures.bytes > 11 * (24 + 100), "{figures:?}");
     assert!(!figures.commit_time.is_zero(), "{figures:?}");
     assert!(store.disk_bytes().expect("readable") > figures.bytes);
+}
+
+/// Messages that are gone do not end a page, and do not lower the head.
+#[tokio::test]
+async fn a_range_passes_over_seqs_that_are_missing() {
+    let directory = InDirectory::new();
+    let store = directory.open();
+    let id = ConversationId::from_bytes([1; 16]);
+    for seqs in [5..=6, 300..=300, 70_000..=70_000] {
+        let mut part = batch(id, seqs);
+        part.conversations[0].row = Some(ConversationRow::default());
+        store.commit(&part).await.expect("committed");
+    }
+    let read = async |after, before, order| {
+        let limit = 3;
+        let range = ReadRange {
+            after,
+            before,
+            limit,
+            order,
+        };
+        let found = store.read(id, range).await.expect("readable");
+        found.iter().map(|m| m.seq).collect::<Vec<_>>()
+    };
+    assert_eq!(read(0, u64::MAX, Order::OldestFirst).await, [5, 6, 300]);
+    assert_eq!(read(5, 70_000, Order::NewestFirst).await, [6, 300]);
+    let loaded = store.load(id, 2).await.expect("readable");
+    assert_eq!(loaded.map(|s| (s.head, s.recent.len())), Some((70_000, 2)));
 }
