@@ -89,6 +89,10 @@ pub trait Control: Send + Sync + 'static {
     /// Declares a core dead if its counter is still this one.
     async fn declare_dead(&self, incarnation: Uuid, counter: u64) -> Result<Cas, StoreError>;
 
+    /// Deletes the row of a core if it is dead. The caller has seen that no partition and no worker
+    /// id names it, so that the rows do not add up over the years.
+    async fn forget(&self, incarnation: Uuid) -> Result<Cas, StoreError>;
+
     /// Who has a worker id, or had it last; decided (SERIAL).
     async fn worker(&self, worker_id: u16) -> Result<Option<Uuid>, StoreError>;
 
