@@ -1,8 +1,13 @@
 //! Which partitions this core has, and how long it may say so.
 //!
 //! # Layout
-//! - [`control`]: the statements that ownership is made of
-//! - [`held`]: what this process holds at this moment, asked on every commit
+//! - [`control`]: the statements that ownership is made of; [`statement`]: the same as values
+//! - [`held`]: what this process holds at this moment, asked on every commit; [`clock`]: by which clock
+//! - [`machine`]: one incarnation as a state machine; its parts: `enter`, `lease`, `peers`,
+//!   `partitions`, `forget`
+//! - [`balance`]: who should have which partition
+//! - [`map`]: who has which partition, for edges and other cores
+//! - [`driver`]: the task around the machine; [`events`]: what it and the runtime tell each other
 //!
 //! Invariants:
 //! 1. A partition that [`held::Held`] says is held was taken by this incarnation under that epoch,
@@ -12,8 +17,26 @@
 //! Called by the fenced store, which asks before it says that anything is committed, and by the
 //! runtime, which tells the engine.
 
+pub mod balance;
+pub mod clock;
 pub mod control;
+pub mod driver;
+mod enter;
+pub mod events;
+mod forget;
 pub mod held;
+mod lease;
+pub mod machine;
+pub mod map;
+#[cfg(any(test, feature = "contract"))]
+pub mod memory;
+mod partitions;
+mod peers;
+pub mod settings;
+pub mod statement;
+pub mod stats;
+#[cfg(test)]
+mod tests;
 
 use trunkline_proto::ids::ConversationId;
 use xxhash_rust::xxh3::xxh3_64;
