@@ -416,9 +416,12 @@ impl EdgeHandle {
     /// Appends the numbers in the Prometheus text format.
     pub fn encode_metrics(&self, out: &mut String) {
         let shards: Vec<&Published> = self.shared.published.iter().map(|p| &**p).collect();
+        let (rosters, roster_handles) = self.shared.link.rosters();
         let process = ProcessNumbers {
             link_up: self.shared.link.is_up(),
             credit: self.shared.link.credit(),
+            rosters,
+            roster_handles,
             draining: self.shared.draining.load(Ordering::Acquire),
             failed_upgrades: self.shared.failed_upgrades.load(Ordering::Acquire),
             upgrade_pause_us: self.shared.pause_us.load(Ordering::Acquire),

@@ -73,7 +73,7 @@ pub mod link {
     pub use crate::generated::trunkline::link::v1::*;
 
     /// Version of the link protocol that this build speaks.
-    pub const VERSION: u32 = 1;
+    pub const VERSION: u32 = 2;
 }
 
 /// Rows of the stores, `trunkline.store.v1`.

@@ -51,6 +51,10 @@ impl Handle {
 /// Operations that either side may have under way before the other grants more.
 pub const CREDIT_INITIAL: u32 = 16_384;
 
+/// Rosters that a core may have one edge keep, and handles in all of them together: 8 MiB.
+pub const ROSTERS_MAX: usize = 4_096;
+pub const ROSTER_HANDLES_MAX: usize = 1 << 20;
+
 #[cfg(test)]
 mod tests {
     use super::*;

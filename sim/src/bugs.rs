@@ -48,13 +48,19 @@ pub enum Bug {
     /// Takes out: keeping the client's outbox over a restart. Breaks: every send ends in an ack or a
     /// definite refusal.
     OutboxForgotten,
+    /// Takes out: telling edges who left a roster. Breaks: a removed member sees nothing sent after
+    /// the removal (3).
+    RosterKeepsRemoved,
+    /// Takes out: telling edges who came into a roster. Breaks: no connected member misses a message
+    /// (5.4).
+    RosterMissesJoined,
     /// Takes out: closing a slow consumer; its frames are dropped instead. Breaks: whoever may have
     /// lost a delivery is told to look (5.4).
     SlowConsumerDrops,
 }
 
 impl Bug {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::AckBeforeSync,
         Self::SeqReuse,
         Self::FailedCommitDone,
@@ -72,6 +78,8 @@ impl Bug {
         Self::ClientDedupOff,
         Self::GapFetchOff,
         Self::OutboxForgotten,
+        Self::RosterKeepsRemoved,
+        Self::RosterMissesJoined,
         Self::SlowConsumerDrops,
     ];
 
@@ -95,6 +103,8 @@ impl Bug {
             Self::ClientDedupOff => "client-dedup-off",
             Self::GapFetchOff => "gap-fetch-off",
             Self::OutboxForgotten => "outbox-forgotten",
+            Self::RosterKeepsRemoved => "roster-keeps-removed",
+            Self::RosterMissesJoined => "roster-misses-joined",
             Self::SlowConsumerDrops => "slow-consumer-drops",
         }
     }

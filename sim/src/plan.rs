@@ -1,6 +1,8 @@
 //! What a seed stands for: how large the world is, how hostile, and which bounds are small enough
 //! to be reached.
 
+use trunkline_core::engine::RosterBounds;
+
 use crate::bugs::Bug;
 use crate::rng::Rng;
 
@@ -61,6 +63,7 @@ pub struct Plan {
     pub socket_bytes: usize,
     pub lane_window: usize,
     pub operations_open_max: usize,
+    pub rosters: RosterBounds,
     pub hostility: Hostility,
 }
 
@@ -102,8 +105,20 @@ impl Plan {
             socket_bytes,
             lane_window: rng.within(1, 3) as usize,
             operations_open_max: *rng.pick(&[5, 65_536]),
+            rosters: rosters(seed),
             hostility: Hostility::new(rng, is_long),
         }
+    }
+}
+
+/// Few recipients and few messages make a roster, and few rosters fit.
+fn rosters(seed: u64) -> RosterBounds {
+    let rng = &mut Rng::new(seed, "rosters");
+    RosterBounds {
+        recipients_min: rng.within(1, 3) as usize,
+        messages_min: rng.within(0, 3) as u32,
+        rosters_max: *rng.pick(&[1, 3, 1_000]),
+        handles_max: *rng.pick(&[6, 40, 1_000]),
     }
 }
 

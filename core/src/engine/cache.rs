@@ -333,6 +333,9 @@ impl Engine {
     pub(super) fn let_members_go(&mut self, state: &Conversation) {
         self.cache.dedup_entries -= state.window.len();
         self.cache.recent_bytes -= state.recent_bytes;
+        if let Some(roster) = state.roster {
+            self.front.registry.rosters.forget(roster);
+        }
         for member in &state.members {
             self.front.registry.release(member.user);
         }

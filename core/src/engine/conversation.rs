@@ -152,6 +152,10 @@ pub(super) struct Conversation {
     pub recent_bytes: usize,
     pub pending: VecDeque<Pending>,
     pub change: Option<Box<Change>>,
+    /// The number of its roster, which may be gone.
+    pub roster: Option<u64>,
+    /// Messages since there is none that were for many.
+    pub wide_messages: u32,
 }
 
 impl Conversation {
@@ -187,6 +191,8 @@ impl Conversation {
             recent_bytes: 0,
             pending: VecDeque::new(),
             change: None,
+            roster: None,
+            wide_messages: 0,
         }
     }
 

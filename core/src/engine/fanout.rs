@@ -14,13 +14,29 @@ impl Front {
     /// that sent it.
     pub fn push_message(
         &mut self,
-        conversation: &Conversation,
+        conversation: &mut Conversation,
         message: &Arc<Message>,
         from: Option<SessionRef>,
         out: &mut Vec<Effect>,
     ) {
+        let frame = || ServerFrame::push(ServerBody::Message(Message::clone(message)));
+        if let Some(roster) = conversation.roster {
+            if self.registry.rosters.has(roster) {
+                return self.push_to_roster(roster, from, frame(), out);
+            }
+            conversation.roster = None;
+            conversation.wide_messages = 0;
+        }
         let mut targets = std::mem::take(&mut self.targets);
         self.add_members(conversation, &mut targets);
+        if self.is_busy(conversation, targets.len()) {
+            let users = conversation.present_members().map(|m| m.user).collect();
+            conversation.roster = self.registry.rosters.create(&targets, users);
+            if let Some(roster) = conversation.roster {
+                self.push_to_roster(roster, from, frame(), out);
+                return self.recycle(targets);
+            }
+        }
         if let Some(from) = from {
             targets.retain(|t| *t != from);
         }
@@ -28,12 +44,39 @@ impl Front {
         let items = if targets.is_empty() {
             0
         } else {
-            let body = ServerBody::Message(Message::clone(message));
-            send_all(&mut targets, ServerFrame::push(body), out)
+            send_all(&mut targets, frame(), out)
         };
         self.stats.delivery_items += items;
         self.stats.delivery_handles += handles;
         self.recycle(targets);
+    }
+
+    /// Counts a message for so many sessions, and says whether the edges are to keep their list.
+    fn is_busy(&self, conversation: &mut Conversation, recipients: usize) -> bool {
+        let bounds = self.registry.rosters.bounds();
+        if recipients < bounds.recipients_min {
+            conversation.wide_messages = 0;
+            return false;
+        }
+        conversation.wide_messages = conversation.wide_messages.saturating_add(1);
+        conversation.wide_messages > bounds.messages_min
+    }
+
+    fn push_to_roster(
+        &mut self,
+        roster: u64,
+        from: Option<SessionRef>,
+        frame: ServerFrame,
+        out: &mut Vec<Effect>,
+    ) {
+        // A sender whose session is there is a member, so the session is in the roster: who is
+        // removed sends no more before the removal is in effect.
+        let registry = &mut self.registry;
+        let from = from.filter(|f| registry.session(f.edge, f.handle).is_some());
+        let delivered = registry.rosters.deliver(roster, from, frame, out);
+        self.stats.delivery_items += delivered.items;
+        self.stats.roster_items += delivered.items;
+        self.stats.delivery_handles += delivered.handles;
     }
 
     /// Tells all present members, and `others`, of a change to the conversation.

@@ -52,7 +52,7 @@ impl Engine {
         Self {
             rest_rate: Rate::new(config.send_rate, config.send_burst),
             hash,
-            front: Front::new(Registry::new(hash), EngineStats::default()),
+            front: Front::new(Registry::new(hash, config.rosters), EngineStats::default()),
             cache: Cache::new(hash),
             message_ids: Snowflake::new(config.worker_id, message_id_floor),
             uuids: Uuids { state: uuid_seed },
@@ -122,6 +122,7 @@ impl Engine {
         for (edge, operations) in self.front.registry.take_settled() {
             out.push(Effect::Settled { edge, operations });
         }
+        self.front.registry.rosters.tell_dropped(out);
         self.front.registry.sweep(now.mono_ns);
     }
 
@@ -145,11 +146,15 @@ impl Engine {
     /// The counters and gauges.
     pub fn stats(&self) -> EngineStats {
         let (edges, sessions, users) = self.front.registry.counts();
+        let (rosters, roster_handles, roster_evictions) = self.front.registry.rosters.counts();
         EngineStats {
             edges: edges as u64,
             sessions: sessions as u64,
             users: users as u64,
             registry: self.front.registry.bytes(),
+            rosters: rosters as u64,
+            roster_handles: roster_handles as u64,
+            roster_evictions,
             conversations: self.cache.slots.len() as u64,
             dedup_entries: self.cache.dedup_entries as u64,
             operations_open: self.lanes.operations() as u64,

@@ -76,6 +76,9 @@ impl Conversation {
             self.apply_update(&mut front.registry, update);
         }
         self.present = self.members.iter().filter(|m| m.is_present()).count() as u32;
+        if let Some(roster) = self.roster.take_if(|_| self.deleted) {
+            front.registry.rosters.forget(roster);
+        }
         let frame = client::Conversation {
             members_added: names(&front.registry, &plan.added),
             members_removed: names(&front.registry, &plan.removed),
@@ -96,22 +99,31 @@ impl Conversation {
     }
 
     fn apply_update(&mut self, registry: &mut Registry, update: Update) {
-        match self.members.binary_search_by_key(&update.user, |m| m.user) {
+        let user = update.user;
+        let was_present = self.member(user).is_some_and(Member::is_present);
+        match self.members.binary_search_by_key(&user, |m| m.user) {
             Ok(at) => {
                 let member = &mut self.members[at];
                 member.role = update.role;
                 member.joined_at = update.joined_at;
                 member.intervals = update.intervals;
-                registry.release(update.user);
+                registry.release(user);
             }
             // The new member takes over the change's hold on the user.
             Err(at) => self.members.insert(
                 at,
                 Member {
                     intervals: update.intervals,
-                    ..Member::new(update.user, update.role, update.joined_at, 0)
+                    ..Member::new(user, update.role, update.joined_at, 0)
                 },
             ),
+        }
+        let is_present = self.member(user).is_some_and(Member::is_present);
+        match self.roster {
+            Some(roster) if is_present != was_present => {
+                registry.change_roster(roster, user, is_present);
+            }
+            _ => {}
         }
     }
 

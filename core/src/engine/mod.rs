@@ -12,7 +12,7 @@
 //! - `commit`: the open batch, the one under way, and what it lets out
 //! - `membership`, `receipts`: what changes beside messages
 //! - `read`, `gather`, `views`: pages, work over many conversations, what REST shows
-//! - `reply`, `fanout`: answers and deliveries
+//! - `reply`, `fanout`, `rosters`: answers and deliveries, and the lists that edges keep for these
 //!
 //! Invariants:
 //! 1. A seq is given once, next after the last, and to one content. A write whose outcome is unknown
@@ -42,6 +42,7 @@ mod read;
 mod receipts;
 mod registry;
 mod reply;
+mod rosters;
 mod send;
 mod sessions;
 mod slab;
@@ -453,6 +454,32 @@ pub struct EngineConfig {
     pub lanes: usize,
     /// Delivered and read marks reach the store at the latest after this.
     pub watermark_flush_ms: u64,
+    pub rosters: RosterBounds,
+}
+
+/// When a conversation's recipients are kept on the edges as a roster, and how many of these there
+/// are at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RosterBounds {
+    /// Sessions from which on a list is worth keeping.
+    pub recipients_min: usize,
+    /// Messages that go out with a list of their own first: whoever says one thing and falls silent
+    /// leaves nothing behind on the edges.
+    pub messages_min: u32,
+    /// Beyond these, which hold for each edge, the least recently used roster goes.
+    pub rosters_max: usize,
+    pub handles_max: usize,
+}
+
+impl Default for RosterBounds {
+    fn default() -> Self {
+        Self {
+            recipients_min: 64,
+            messages_min: 4,
+            rosters_max: trunkline_proto::ports::ROSTERS_MAX,
+            handles_max: trunkline_proto::ports::ROSTER_HANDLES_MAX,
+        }
+    }
 }
 
 impl Default for EngineConfig {
@@ -469,6 +496,7 @@ impl Default for EngineConfig {
             partitions: None,
             lanes: 1,
             watermark_flush_ms: 200,
+            rosters: RosterBounds::default(),
         }
     }
 }

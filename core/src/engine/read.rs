@@ -291,13 +291,13 @@ pub(super) fn page_limit(asked: Option<u32>) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Role;
     use crate::engine::conversation::{Interval, OPEN};
     use crate::engine::hash::Seeded;
     use crate::engine::registry::Registry;
+    use crate::engine::{Role, RosterBounds};
 
     fn member(intervals: &[(u64, u64)]) -> Member {
-        let user = Registry::new(Seeded(0)).intern("u");
+        let user = Registry::new(Seeded(0), RosterBounds::default()).intern("u");
         Member {
             intervals: intervals
                 .iter()

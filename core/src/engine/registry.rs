@@ -4,7 +4,8 @@
 //! 1. A user id is stored once; all else names it by [`UserRef`]. A ref stays valid while somebody
 //!    retains it, and in any case until the turn ends.
 //! 2. A session belongs to one user and one attached edge, and leaves with its edge.
-//! 3. A user's limiter outlives its sessions until it is idle: to reconnect refills no bucket.
+//! 3. Rosters hear of every session that begins or ends.
+//! 4. A user's limiter outlives its sessions until it is idle: to reconnect refills no bucket.
 //!
 //! Memory: a session is 32 bytes and 4 of index, a user 32, its id and 6 to 11 of hash table; devices
 //! are kept as hashes. Nothing is allocated for a session beyond that, and growing copies next to
@@ -16,13 +17,14 @@ use std::num::NonZeroU32;
 use trunkline_proto::gcra::{Gcra, Rate};
 use trunkline_proto::link::EdgeHello;
 
-use super::EdgeKey;
 use super::handles::Handles;
 use super::hash::Seeded;
 use super::names::Names;
 use super::reply::SessionRef;
+use super::rosters::Rosters;
 use super::slab::{NONE, Slab};
 use super::stats::{RegisteredSession, RegistryBytes};
+use super::{EdgeKey, RosterBounds};
 
 /// A user, for as long as it is retained. One more than its index: that it is never 0 spares the
 /// slab of sessions a mark for those that are free.
@@ -93,6 +95,13 @@ impl Began {
 impl Session {
     const AWAITS_HINTS: u32 = 1;
 
+    pub const fn at(&self) -> SessionRef {
+        SessionRef {
+            edge: self.edge,
+            handle: self.handle,
+        }
+    }
+
     pub const fn began(&self) -> Began {
         Began(self.began_and_awaits >> 1)
     }
@@ -152,10 +161,11 @@ pub(super) struct Registry {
     fading: VecDeque<UserRef>,
     /// Edges with something settled in this turn.
     touched: Vec<EdgeKey>,
+    pub rosters: Rosters,
 }
 
 impl Registry {
-    pub fn new(hash: Seeded) -> Self {
+    pub fn new(hash: Seeded, rosters: RosterBounds) -> Self {
         Self {
             hash,
             users: Slab::new(),
@@ -165,6 +175,7 @@ impl Registry {
             edges: BTreeMap::new(),
             fading: VecDeque::new(),
             touched: Vec::new(),
+            rosters: Rosters::new(hash, rosters),
         }
     }
 
@@ -309,6 +320,8 @@ impl Registry {
             .insert(self.hash, handle, index, |i| sessions[i].handle);
         self.users[user.index()].first = index;
         self.retain(user);
+        self.rosters
+            .session_opened(user, SessionRef { edge, handle });
     }
 
     /// Takes a session out. `false`: there is none.
@@ -361,6 +374,7 @@ impl Registry {
         let Some(session) = self.sessions.remove(index) else {
             return;
         };
+        self.rosters.session_closed(session.user, session.at());
         let user = &mut self.users[session.user.index()];
         if user.first == index {
             user.first = session.next;
@@ -375,6 +389,17 @@ impl Registry {
             }
         }
         self.release(session.user);
+    }
+
+    /// A member of the conversation that has this roster came or went.
+    pub fn change_roster(&mut self, roster: u64, user: UserRef, came: bool) {
+        let sessions: Vec<SessionRef> = self.sessions_of(user).map(Session::at).collect();
+        if came {
+            self.rosters
+                .member_joined(roster, user, sessions.into_iter());
+        } else {
+            self.rosters.member_left(roster, user, sessions.into_iter());
+        }
     }
 
     // ---- edges ----
@@ -408,6 +433,7 @@ impl Registry {
         let Some(entry) = self.edges.remove(&edge) else {
             return false;
         };
+        self.rosters.edge_gone(edge);
         let mut indexes: Vec<u32> = entry.by_handle.iter().collect();
         // Freed in an order that does not hang on the table's.
         indexes.sort_unstable();
@@ -454,7 +480,7 @@ mod tests {
 
     #[test]
     fn a_user_with_one_session_keeps_to_the_budget_at_every_size() {
-        let mut registry = Registry::new(Seeded(5));
+        let mut registry = Registry::new(Seeded(5), RosterBounds::default());
         let edge = EdgeKey(1);
         registry.attach(edge, EdgeHello::default());
         let mut largest = 0;

@@ -81,6 +81,10 @@ pub struct EngineStats {
     pub delivery_items: u64,
     /// Sessions that these items were addressed to.
     pub delivery_handles: u64,
+    /// Of the items, those that named a roster.
+    pub roster_items: u64,
+    /// Rosters dropped to make room.
+    pub roster_evictions: u64,
     /// Watermarks that rose.
     pub receipts: u64,
     /// `receipt` items that went out.
@@ -128,6 +132,10 @@ pub struct EngineStats {
     pub users: u64,
     /// Memory of the registry.
     pub registry: RegistryBytes,
+    /// Conversations whose recipients the edges keep.
+    pub rosters: u64,
+    /// Handles in these.
+    pub roster_handles: u64,
     /// Conversations in memory.
     pub conversations: u64,
     /// Entries of all dedup windows.

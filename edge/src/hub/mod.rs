@@ -8,6 +8,7 @@ use trunkline_proto::client::{Error, ServerBody, ServerFrame};
 use trunkline_proto::codes::Close;
 
 use crate::frame::encode_once::Encoding;
+use crate::link::rosters::ShardHandles;
 use crate::link::shared::SharedFrame;
 use crate::observe::counters::Number;
 use crate::ring::ConnId;
@@ -21,6 +22,15 @@ pub enum ShardOp {
     /// A frame for several.
     Many {
         handles: Vec<u64>,
+        frame: std::sync::Arc<SharedFrame>,
+        /// Other shards hold recipients too.
+        crosses_shards: bool,
+    },
+    /// A frame for the sessions of a roster.
+    Roster {
+        handles: ShardHandles,
+        /// One of them that gets nothing.
+        except: Option<u64>,
         frame: std::sync::Arc<SharedFrame>,
         /// Other shards hold recipients too.
         crosses_shards: bool,
@@ -45,7 +55,13 @@ impl Shard {
                     handles,
                     frame,
                     crosses_shards,
-                } => self.deliver_many(&handles, &frame, crosses_shards),
+                } => self.deliver_many(&handles, None, &frame, crosses_shards),
+                ShardOp::Roster {
+                    handles,
+                    except,
+                    frame,
+                    crosses_shards,
+                } => self.deliver_many(&handles, except, &frame, crosses_shards),
                 ShardOp::Registered { handle } => self.registered(Self::conn_id(handle)),
                 ShardOp::Close { handle, error } => self.close_session(handle, error),
             }
@@ -82,13 +98,22 @@ impl Shard {
         self.send_classified(id, frame, class, key);
     }
 
-    fn deliver_many(&mut self, handles: &[u64], frame: &SharedFrame, crosses_shards: bool) {
+    fn deliver_many(
+        &mut self,
+        handles: &[u64],
+        except: Option<u64>,
+        frame: &SharedFrame,
+        crosses_shards: bool,
+    ) {
         self.counters.inc(Number::Deliveries);
         let copy = crosses_shards && handles.len() >= COPY_FROM_RECIPIENTS;
         let mut encoded: [Option<Bytes>; 3] = [const { None }; 3];
         let (class, key) = frame.class();
         let (mut sent, mut stale) = (0, 0);
         for &handle in handles {
+            if except == Some(handle) {
+                continue;
+            }
             let id = Self::conn_id(handle);
             let Some(conn) = self.slots.get_mut(id).filter(|c| c.state == State::Live) else {
                 stale += 1;

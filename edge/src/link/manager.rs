@@ -73,6 +73,7 @@ impl Attacher {
     pub fn down(&self, router: &EdgeRouter) {
         self.state.up.store(false, Ordering::Release);
         *self.state.credit.lock() = None;
+        self.state.set_rosters(0, 0);
         for shard in &*self.shards {
             shard.push(ToShard::LinkDown {
                 attachment: router.attachment(),

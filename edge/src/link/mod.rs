@@ -12,6 +12,7 @@
 
 pub mod grpc;
 pub mod manager;
+pub mod rosters;
 pub mod router;
 pub mod shared;
 pub mod uplink;
@@ -92,6 +93,9 @@ pub struct LinkState {
     /// `core_time_ms` of the last batch that came.
     core_time_ms: AtomicU64,
     credit: Mutex<Option<Arc<Credit>>>,
+    /// Rosters of the present attachment, and handles in them.
+    rosters: AtomicU64,
+    roster_handles: AtomicU64,
 }
 
 impl LinkState {
@@ -119,6 +123,17 @@ impl LinkState {
     /// Where the next attachment resumes.
     pub fn core_time_ms(&self) -> u64 {
         self.core_time_ms.load(Ordering::Acquire)
+    }
+
+    /// Rosters that the core keeps here, and handles in them.
+    pub fn rosters(&self) -> (u64, u64) {
+        let of = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        (of(&self.rosters), of(&self.roster_handles))
+    }
+
+    fn set_rosters(&self, rosters: usize, handles: usize) {
+        self.rosters.store(rosters as u64, Ordering::Relaxed);
+        self.roster_handles.store(handles as u64, Ordering::Relaxed);
     }
 
     /// Operations that may still go up.

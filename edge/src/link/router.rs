@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
-use trunkline_proto::link::{CoreBatch, CoreOp, Deliver, core_op::Op};
+use trunkline_proto::link::{CoreBatch, CoreOp, Deliver, DeliverToRoster, core_op::Op};
 use trunkline_proto::ports::{EdgePort, Handle};
 
+use super::rosters::{RosterError, Rosters};
 use super::shared::SharedFrame;
 use super::uplink::Credit;
 use super::{Inbox, LinkState, ToShard};
@@ -18,6 +20,8 @@ pub struct EdgeRouter {
     shards: Arc<[Inbox]>,
     state: Arc<LinkState>,
     credit: Arc<Credit>,
+    /// Used by whoever delivers, one at a time.
+    rosters: Mutex<Rosters>,
     cut: AtomicBool,
     cut_told: Notify,
 }
@@ -31,6 +35,7 @@ impl EdgeRouter {
     ) -> Self {
         Self {
             attachment,
+            rosters: Mutex::new(Rosters::new(shards.len())),
             shards,
             state,
             credit,
@@ -59,7 +64,17 @@ impl EdgeRouter {
 
 impl EdgePort for EdgeRouter {
     fn deliver(&self, batch: CoreBatch) {
-        let parts = split(batch.ops, self.shards.len());
+        // What comes behind an operation that was not understood must not count as received.
+        if self.cut.load(Ordering::SeqCst) {
+            return;
+        }
+        let mut rosters = self.rosters.lock();
+        let parts = match split(batch.ops, &mut rosters) {
+            Ok(parts) => parts,
+            Err(error) => return self.cut(&error.to_string()),
+        };
+        self.state.set_rosters(rosters.len(), rosters.handles());
+        drop(rosters);
         for (shard, part) in self.shards.iter().zip(parts) {
             if !part.ops.is_empty() || part.settles > 0 {
                 shard.push(ToShard::Core {
@@ -79,7 +94,7 @@ impl EdgePort for EdgeRouter {
     }
 
     fn cut(&self, reason: &str) {
-        tracing::warn!("the core cut the link: {reason}");
+        tracing::warn!("the link is cut: {reason}");
         self.cut.store(true, Ordering::SeqCst);
         self.cut_told.notify_waiters();
     }
@@ -95,8 +110,11 @@ pub struct Part {
 
 /// Splits a batch; the order of what concerns one session is kept. Handles of shards that do not
 /// exist are left out.
-pub fn split(ops: Vec<CoreOp>, shards: usize) -> Vec<Part> {
-    let mut parts: Vec<Part> = (0..shards).map(|_| Part::default()).collect();
+///
+/// # Errors
+/// Something that the rosters forbid. Nothing of the batch may be taken for received then.
+pub fn split(ops: Vec<CoreOp>, rosters: &mut Rosters) -> Result<Vec<Part>, RosterError> {
+    let mut parts: Vec<Part> = (0..rosters.shards()).map(|_| Part::default()).collect();
     for op in ops {
         let settler = match op.op {
             Some(Op::Deliver(deliver)) => split_deliver(deliver, &mut parts),
@@ -109,6 +127,15 @@ pub fn split(ops: Vec<CoreOp>, shards: usize) -> Vec<Part> {
                 let error = close.error.unwrap_or_default();
                 push(&mut parts, handle, ShardOp::Close { handle, error })
             }
+            Some(Op::DeliverToRoster(deliver)) => to_roster(deliver, rosters, &mut parts)?,
+            Some(Op::Roster(change)) => {
+                rosters.change(change)?;
+                None
+            }
+            Some(Op::DropRoster(dropped)) => {
+                rosters.drop_roster(dropped.roster_id);
+                None
+            }
             None => None,
         };
         // An operation for nobody is dealt with by whoever is there.
@@ -116,7 +143,34 @@ pub fn split(ops: Vec<CoreOp>, shards: usize) -> Vec<Part> {
             part.settles += 1;
         }
     }
-    parts
+    Ok(parts)
+}
+
+fn to_roster(
+    deliver: DeliverToRoster,
+    rosters: &Rosters,
+    parts: &mut [Part],
+) -> Result<Option<usize>, RosterError> {
+    let recipients = rosters.recipients(deliver.roster_id, deliver.version)?;
+    let Some(frame) = deliver.frame else {
+        return Ok(None);
+    };
+    let crosses_shards = recipients.iter().filter(|list| !list.is_empty()).count() > 1;
+    let frame = Arc::new(SharedFrame::new(frame));
+    let mut first = None;
+    for (shard, handles) in recipients.iter().enumerate() {
+        if handles.is_empty() {
+            continue;
+        }
+        first = first.or(Some(shard));
+        parts[shard].ops.push(ShardOp::Roster {
+            handles: handles.clone(),
+            except: deliver.except,
+            frame: frame.clone(),
+            crosses_shards,
+        });
+    }
+    Ok(first)
 }
 
 fn push(parts: &mut [Part], handle: u64, op: ShardOp) -> Option<usize> {
@@ -163,7 +217,7 @@ fn split_deliver(deliver: Deliver, parts: &mut [Part]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use trunkline_proto::client::{Pong, ServerBody, ServerFrame};
-    use trunkline_proto::link::{CloseSession, Registered};
+    use trunkline_proto::link::{CloseSession, DropRoster, Registered, Roster};
 
     use super::*;
 
@@ -203,8 +257,9 @@ mod tests {
                 deliver(&[]),
                 CoreOp::default(),
             ],
-            2,
-        );
+            &mut Rosters::new(2),
+        )
+        .unwrap();
         assert_eq!(parts.iter().map(|p| p.settles).sum::<u32>(), 7);
         let [first, second] = &parts[..] else {
             panic!("two parts");
@@ -224,12 +279,81 @@ mod tests {
     fn a_single_shard_drops_handles_of_others() {
         let parts = split(
             vec![deliver(&[handle(0, 1), handle(3, 1), handle(0, 2)])],
-            1,
-        );
+            &mut Rosters::new(1),
+        )
+        .unwrap();
         assert!(matches!(
             &parts[0].ops[0],
             ShardOp::Many { handles, crosses_shards: false, .. }
                 if *handles == [handle(0, 1), handle(0, 2)]
         ));
+    }
+
+    fn roster(version: u64, joined: &[u64], left: &[u64]) -> CoreOp {
+        op(Op::Roster(Roster {
+            roster_id: 1,
+            version,
+            joined: joined.to_vec(),
+            left: left.to_vec(),
+        }))
+    }
+
+    fn to_roster(version: u64, except: Option<u64>) -> CoreOp {
+        op(Op::DeliverToRoster(DeliverToRoster {
+            roster_id: 1,
+            version,
+            except,
+            frame: Some(ServerFrame::push(ServerBody::Pong(Pong::default()))),
+        }))
+    }
+
+    #[test]
+    fn a_delivery_to_a_roster_reaches_each_shard_as_of_its_place_in_the_stream() {
+        let (a, b, c) = (handle(0, 1), handle(1, 1), handle(1, 2));
+        let mut rosters = Rosters::new(2);
+        let ops = vec![
+            roster(1, &[b, a], &[]),
+            to_roster(1, Some(b)),
+            roster(2, &[c], &[a]),
+            to_roster(2, None),
+            op(Op::DropRoster(DropRoster { roster_id: 1 })),
+        ];
+        let parts = split(ops, &mut rosters).unwrap();
+        assert_eq!(parts.iter().map(|p| p.settles).sum::<u32>(), 5);
+        let seen = |part: &Part| -> Vec<(Vec<u64>, Option<u64>, bool)> {
+            let ops = part.ops.iter().map(|op| match op {
+                ShardOp::Roster {
+                    handles,
+                    except,
+                    crosses_shards,
+                    ..
+                } => (handles.to_vec(), *except, *crosses_shards),
+                other => panic!("instead of a roster's frame {other:?}"),
+            });
+            ops.collect()
+        };
+        assert_eq!(seen(&parts[0]), [(vec![a], Some(b), true)]);
+        let second = [(vec![b], Some(b), true), (vec![b, c], None, false)];
+        assert_eq!(seen(&parts[1]), second);
+        assert!(split(vec![to_roster(2, None)], &mut rosters).is_err());
+    }
+
+    #[test]
+    fn a_delivery_to_an_unknown_roster_cuts_the_link_and_counts_as_not_received() {
+        let state = Arc::new(LinkState::default());
+        let none: Arc<[Inbox]> = Vec::new().into();
+        let credit = Arc::new(Credit::new(0));
+        let router = EdgeRouter::new(1, none, state.clone(), credit);
+        let batch = |ops, core_time_ms| CoreBatch {
+            ops,
+            core_time_ms,
+            ..CoreBatch::default()
+        };
+        router.deliver(batch(vec![roster(1, &[1], &[])], 5));
+        assert!(!router.cut.load(Ordering::SeqCst));
+        router.deliver(batch(vec![to_roster(2, None)], 6));
+        assert!(router.cut.load(Ordering::SeqCst));
+        router.deliver(batch(Vec::new(), 7));
+        assert_eq!(state.core_time_ms(), 5);
     }
 }

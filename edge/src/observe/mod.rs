@@ -17,6 +17,9 @@ const PREFIX: &str = "trunkline_edge_";
 pub struct ProcessNumbers {
     pub link_up: bool,
     pub credit: u64,
+    /// Kept for the core, and handles in them.
+    pub rosters: u64,
+    pub roster_handles: u64,
     pub draining: bool,
     pub failed_upgrades: u64,
     /// 0: this process took nothing over.
@@ -46,6 +49,16 @@ pub fn encode(shards: &[&Published], process: ProcessNumbers, out: &mut String) 
             "link_credit",
             "Operations that may still go up.",
             process.credit,
+        ),
+        (
+            "rosters",
+            "Lists of recipients that the core keeps here.",
+            process.rosters,
+        ),
+        (
+            "roster_handles",
+            "Sessions in these, of 8 bytes each.",
+            process.roster_handles,
         ),
         (
             "draining",
@@ -170,6 +183,8 @@ mod tests {
         let process = ProcessNumbers {
             link_up: true,
             credit: 7,
+            rosters: 3,
+            roster_handles: 90,
             draining: false,
             failed_upgrades: 2,
             upgrade_pause_us: 1_250_000,

@@ -1,11 +1,11 @@
 //! What leaves the core: nothing that is not durable, nothing to whom it does not belong, nothing
 //! beyond the other side's credit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use trunkline_core::engine::{EdgeKey, Response};
-use trunkline_proto::client::{Ack, Error, Page, Receipt, ServerBody};
-use trunkline_proto::link::{CoreOp, EdgeOp, core_op, edge_op};
+use trunkline_proto::client::{Ack, Error, Page, Receipt, ServerBody, ServerFrame};
+use trunkline_proto::link::{CoreOp, EdgeOp, Roster, core_op, edge_op};
 
 use super::truth::{Truth, Verdict};
 
@@ -24,6 +24,8 @@ pub struct CoreCheck {
     /// Edge, conversation, user and status to the last seq told.
     receipts: BTreeMap<(EdgeKey, String, String, String), u64>,
     credit: BTreeMap<EdgeKey, Credit>,
+    /// Version and handles of what edges have of rosters.
+    rosters: BTreeMap<(EdgeKey, u64), (u64, BTreeSet<u64>)>,
 }
 
 impl CoreCheck {
@@ -76,13 +78,63 @@ impl CoreCheck {
     }
 
     fn said_one(&mut self, truth: &Truth, edge: EdgeKey, op: &CoreOp) -> Verdict {
-        let Some(core_op::Op::Deliver(deliver)) = &op.op else {
-            return Ok(());
-        };
-        let Some(body) = deliver.frame.as_ref().and_then(|f| f.frame.as_ref()) else {
+        match &op.op {
+            Some(core_op::Op::Deliver(deliver)) => {
+                self.delivered(truth, edge, deliver.frame.as_ref(), &deliver.handles)
+            }
+            Some(core_op::Op::DeliverToRoster(deliver)) => {
+                let key = (edge, deliver.roster_id);
+                let handles: Vec<u64> = match self.rosters.get(&key) {
+                    Some((version, handles)) if *version == deliver.version => {
+                        let to = handles.iter().filter(|h| deliver.except != Some(**h));
+                        to.copied().collect()
+                    }
+                    other => return Err(format!("{key:?} is {other:?}, not {}", deliver.version)),
+                };
+                self.delivered(truth, edge, deliver.frame.as_ref(), &handles)
+            }
+            Some(core_op::Op::Roster(roster)) => self.roster(edge, roster),
+            Some(core_op::Op::DropRoster(dropped)) => {
+                let key = (edge, dropped.roster_id);
+                let was_there = self.rosters.remove(&key).is_some();
+                was_there
+                    .then_some(())
+                    .ok_or(format!("{key:?} is dropped and was not there"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn roster(&mut self, edge: EdgeKey, roster: &Roster) -> Verdict {
+        let key = (edge, roster.roster_id);
+        let (version, handles) = self.rosters.entry(key).or_default();
+        *version += 1;
+        if *version != roster.version {
+            return Err(format!(
+                "{key:?} goes on to {}, not {version}",
+                roster.version
+            ));
+        }
+        if let Some(stray) = roster.left.iter().find(|h| !handles.remove(h)) {
+            return Err(format!("{stray:x} leaves {key:?} and was not in it"));
+        }
+        if let Some(twice) = roster.joined.iter().find(|h| !handles.insert(**h)) {
+            return Err(format!("{twice:x} joins {key:?} twice"));
+        }
+        Ok(())
+    }
+
+    fn delivered(
+        &mut self,
+        truth: &Truth,
+        edge: EdgeKey,
+        frame: Option<&ServerFrame>,
+        handles: &[u64],
+    ) -> Verdict {
+        let Some(body) = frame.and_then(|f| f.frame.as_ref()) else {
             return Err("a delivery without a frame".into());
         };
-        for handle in &deliver.handles {
+        for handle in handles {
             // A frame for a session that was never announced is an error, and shows nothing.
             if let Some(user) = self.users.get(&(edge, *handle)) {
                 shown(truth, user, body)?;

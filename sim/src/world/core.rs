@@ -137,6 +137,7 @@ impl Core {
             conversations_cached_max: plan.conversations_cached_max,
             recent_bytes_max: plan.recent_bytes_max,
             operations_open_max: plan.operations_open_max,
+            rosters: plan.rosters,
             ..EngineConfig::default()
         };
         let floor = match plan.bug {
@@ -419,7 +420,8 @@ impl World {
         }
     }
 
-    fn tell_edge(&mut self, edge: EdgeKey, op: CoreOp, now: Now) {
+    fn tell_edge(&mut self, edge: EdgeKey, mut op: CoreOp, now: Now) {
+        self.look_at_roster(&mut op);
         if self.has(Bug::HintOmitted) && is_hint(&op) {
             return;
         }
@@ -431,6 +433,27 @@ impl World {
         }
         if let Some(at) = self.core.attached.get_mut(&edge) {
             at.runtime.push(op, now.unix_ms);
+        }
+    }
+
+    /// Counts what rosters do, and plants what is wrong with them.
+    fn look_at_roster(&mut self, op: &mut CoreOp) {
+        let (keeps, misses) = (
+            self.has(Bug::RosterKeepsRemoved),
+            self.has(Bug::RosterMissesJoined),
+        );
+        match &mut op.op {
+            Some(core_op::Op::Roster(roster)) if roster.version > 1 => {
+                self.cover.roster_changes += 1;
+                if keeps {
+                    roster.left.clear();
+                }
+                if misses {
+                    roster.joined.clear();
+                }
+            }
+            Some(core_op::Op::DeliverToRoster(_)) => self.cover.roster_deliveries += 1,
+            _ => {}
         }
     }
 
@@ -516,6 +539,7 @@ impl World {
         cover.commit_retries += stats.commit_retries;
         cover.reads_from_store += stats.reads;
         cover.evictions += stats.evictions;
+        cover.roster_evictions += stats.roster_evictions;
         cover.hints += stats.hints;
         cover.replaced += stats.replaced;
         cover.duplicates += stats.duplicates;

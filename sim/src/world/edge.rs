@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use prost::Message as _;
 use trunkline_edge::hub::ShardOp;
+use trunkline_edge::link::rosters::Rosters;
 use trunkline_edge::link::router::split;
 use trunkline_edge::link::uplink::Credit;
 use trunkline_edge::observe::counters::Number;
@@ -95,6 +96,8 @@ pub(super) struct Edge {
     backoff: u64,
     core_time_ms: u64,
     pub(super) credit: Option<Arc<Credit>>,
+    /// Of the present attachment.
+    rosters: Rosters,
     /// A drain ends then, and the process starts anew.
     pub(super) drains: bool,
 }
@@ -114,6 +117,7 @@ impl Edge {
             backoff: BACKOFF_MIN,
             core_time_ms: 0,
             credit: None,
+            rosters: Rosters::new(plan.shards),
             drains: false,
         };
         edge.start(index, plan, 0);
@@ -370,6 +374,7 @@ impl World {
                 let credit = Arc::new(Credit::new(0));
                 self.edges[edge].link = Link::Up(stream);
                 self.edges[edge].credit = Some(credit.clone());
+                self.edges[edge].rosters = Rosters::new(self.edges[edge].shards.len());
                 self.tell_shards(edge, || Item::LinkUp {
                     stream,
                     credit: credit.clone(),
@@ -378,7 +383,10 @@ impl World {
             Link::Up(at) if at == stream => {}
             _ => return,
         }
-        let parts = split(batch.ops, self.edges[edge].shards.len());
+        let parts = match split(batch.ops, &mut self.edges[edge].rosters) {
+            Ok(parts) => parts,
+            Err(error) => return self.violation(format!("e{edge}: {error}")),
+        };
         for (shard, part) in parts.into_iter().enumerate() {
             if !part.ops.is_empty() || part.settles > 0 {
                 self.edges[edge].shards[shard].inbox.push(Item::Core {

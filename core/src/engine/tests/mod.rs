@@ -9,6 +9,7 @@ mod model;
 mod owned;
 mod pages;
 mod receipts;
+mod rosters;
 mod sends;
 mod sessions;
 mod world;

@@ -9,7 +9,7 @@ use trunkline_proto::client::ServerBody;
 use trunkline_proto::ids::ConversationId;
 
 use super::world::{Got, Session, World, config, unavailable};
-use crate::engine::{EngineConfig, Request, Role};
+use crate::engine::{EngineConfig, Request, Role, RosterBounds};
 
 const USERS: [&str; 4] = ["ann", "bob", "cy", "di"];
 
@@ -107,6 +107,12 @@ impl Play {
     fn new(conversations_cached_max: usize, seed: u64) -> Self {
         let config = EngineConfig {
             conversations_cached_max,
+            rosters: RosterBounds {
+                recipients_min: 1 + (seed % 3) as usize,
+                messages_min: (seed / 3 % 3) as u32,
+                rosters_max: 1 + (seed / 9 % 3) as usize,
+                handles_max: 1 + (seed / 27 % 9) as usize,
+            },
             ..config()
         };
         let mut world = World::seeded(config.clone(), seed);
@@ -266,6 +272,8 @@ impl Play {
             (stats.dedup_entries, self.world.engine.cache.recent_bytes),
             (0, 0)
         );
+        assert_eq!((stats.rosters, stats.roster_handles), (0, 0));
+        assert!(self.world.rosters.is_empty(), "edges were told");
     }
 
     fn check(&self) {

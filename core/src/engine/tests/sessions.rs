@@ -1,7 +1,7 @@
 //! Registration, replacement, limits, credit.
 
 use trunkline_proto::client::{ClientBody, Ping, ServerBody, Typing, Watch};
-use trunkline_proto::link::EdgeHello;
+use trunkline_proto::link::{EdgeHello, VERSION};
 
 use super::world::{Got, World, config, hello};
 use crate::engine::{EdgeKey, EngineConfig, Input};
@@ -142,7 +142,7 @@ fn what_is_left_over_at_an_edge_does_not_replace_what_was_opened_there_since() {
 fn an_edge_of_another_version_is_cut() {
     let mut world = World::new();
     let future = EdgeHello {
-        version: 2,
+        version: VERSION + 1,
         ..hello("edge-9")
     };
     world.attach(9, future);

@@ -1,6 +1,6 @@
 //! The world around an engine: a store in memory, sessions with inboxes, a clock that tests move.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use trunkline_proto::client::{
     Ack, ClientBody, ClientFrame, Error, Fetch, Message, Page, Receipt, SendMessage, ServerBody,
@@ -117,8 +117,12 @@ pub struct World {
     pub settled: BTreeMap<u32, u32>,
     /// Every effect so far, as text.
     pub log: Vec<String>,
-    /// `Deliver` items so far, with the edge.
+    /// `Deliver` items so far, with the edge; those for rosters with the handles that these held.
     pub items: Vec<(u32, Deliver)>,
+    /// What the edges have of rosters: version and handles.
+    pub rosters: BTreeMap<(u32, u64), (u64, BTreeSet<u64>)>,
+    /// What was said of rosters, with the edge.
+    pub roster_ops: Vec<(u32, core_op::Op)>,
     pub fatal: Vec<String>,
     pub cut: Vec<u32>,
     /// What was wanted of the rest of a cluster.
@@ -192,6 +196,8 @@ impl World {
             settled: BTreeMap::new(),
             log: Vec::new(),
             items: Vec::new(),
+            rosters: BTreeMap::new(),
+            roster_ops: Vec::new(),
             fatal: Vec::new(),
             cut: Vec::new(),
             outside: Vec::new(),
@@ -225,6 +231,7 @@ impl World {
         let floor = floor.map(|m| m.message_id).max().unwrap_or(0);
         self.engine = Engine::new(config, floor, self.seed + 1);
         self.held.clear();
+        self.rosters.clear();
         self.inboxes.clear();
         self.open.clear();
         self.due.clear();
@@ -237,6 +244,7 @@ impl World {
     // ---- driving ----
 
     pub fn attach(&mut self, edge: u32, hello: EdgeHello) {
+        self.rosters.retain(|(at, _), _| *at != edge);
         let edge = EdgeKey(edge);
         self.feed(Input::EdgeAttached { edge, hello });
         self.turn();
@@ -360,11 +368,15 @@ impl World {
 
     fn arrive(&mut self, edge: EdgeKey, op: core_op::Op) {
         match op {
+            core_op::Op::Roster(_)
+            | core_op::Op::DropRoster(_)
+            | core_op::Op::DeliverToRoster(_) => self.arrive_at_roster(edge, op),
             core_op::Op::Deliver(deliver) => {
                 let frame = deliver.frame.clone().expect("a frame");
                 assert!(!deliver.handles.is_empty(), "an item for nobody");
                 self.check_stored(frame.frame.as_ref().expect("a body"));
                 for handle in &deliver.handles {
+                    self.check_visible((edge.0, *handle), frame.frame.as_ref());
                     let got = Got::Frame(frame.clone());
                     self.inboxes.entry((edge.0, *handle)).or_default().push(got);
                 }
@@ -382,6 +394,43 @@ impl World {
                     .or_default()
                     .push(got);
             }
+        }
+    }
+
+    /// As an edge takes it, which gives its stream up over the least irregularity.
+    fn arrive_at_roster(&mut self, edge: EdgeKey, op: core_op::Op) {
+        self.roster_ops.push((edge.0, op.clone()));
+        match op {
+            core_op::Op::Roster(roster) => {
+                let key = (edge.0, roster.roster_id);
+                let (version, handles) = self.rosters.entry(key).or_default();
+                *version += 1;
+                assert_eq!(*version, roster.version, "{key:?}");
+                for handle in &roster.left {
+                    assert!(handles.remove(handle), "{handle} left and was not in");
+                }
+                for handle in &roster.joined {
+                    assert!(handles.insert(*handle), "{handle} joined twice");
+                }
+            }
+            core_op::Op::DropRoster(dropped) => {
+                let was = self.rosters.remove(&(edge.0, dropped.roster_id));
+                assert!(was.is_some(), "dropped and was not there");
+            }
+            core_op::Op::DeliverToRoster(deliver) => {
+                let (version, handles) = &self.rosters[&(edge.0, deliver.roster_id)];
+                assert_eq!(*version, deliver.version);
+                if let Some(except) = deliver.except {
+                    assert!(handles.contains(&except), "the sender is not in");
+                }
+                let handles = handles.iter().filter(|h| deliver.except != Some(**h));
+                let deliver = Deliver {
+                    handles: handles.copied().collect(),
+                    frame: deliver.frame,
+                };
+                self.arrive(edge, core_op::Op::Deliver(deliver));
+            }
+            _ => {}
         }
     }
 
@@ -418,6 +467,21 @@ impl World {
                     .extend(sessions.map(|(session, _)| (*session, (**message).clone())));
             }
         }
+    }
+
+    /// Who is out gets no message.
+    fn check_visible(&self, session: Session, body: Option<&ServerBody>) {
+        let (Some(ServerBody::Message(message)), Some(user)) = (body, self.open.get(&session))
+        else {
+            return;
+        };
+        let id = ConversationId::parse(&message.conversation_id).expect("an id");
+        let member = self.store.conversations[&id].members.get(user);
+        let intervals = member.map(|m| m.intervals.as_slice()).unwrap_or_default();
+        let sees = intervals
+            .iter()
+            .any(|i| i.after_seq < message.seq && message.seq <= i.until_seq.unwrap_or(u64::MAX));
+        assert!(sees, "{user} gets {}, which is not for them", message.seq);
     }
 
     /// Nothing of a message leaves before the store has it.
