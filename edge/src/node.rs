@@ -26,7 +26,7 @@ use crate::handover::taker::Offer;
 use crate::handover::{HandoverError, socket};
 use crate::link::grpc::BadCoreUrl;
 use crate::link::manager::AttachLocal;
-use crate::link::{Inbox, LinkState, ToShard};
+use crate::link::{Inbox, LinkState, Resume, ToShard};
 use crate::observe::counters::{Number, Published};
 use crate::observe::memory::{IdleSession, Memory};
 use crate::observe::{self, ProcessNumbers};
@@ -215,7 +215,7 @@ impl EdgeNode {
                 edge_id,
                 ..hello(&config, crew.incarnation)
             },
-            link_state: LinkState::resuming(came.core_time_ms),
+            link_state: LinkState::resuming(came.resume),
             released: Some(released),
         };
         came.commit()?;
@@ -365,8 +365,8 @@ impl EdgeHandle {
         &self.shared.inboxes
     }
 
-    pub(crate) fn core_time_ms(&self) -> u64 {
-        self.shared.link.core_time_ms()
+    pub(crate) fn resume(&self) -> Resume {
+        self.shared.link.resume()
     }
 
     pub(crate) fn awaits_core(&self) -> bool {

@@ -353,7 +353,9 @@ fn the_link_over_grpc_moves_to_another_core_when_one_dies() {
     eventually("the other core has the sessions", || {
         cores[1].announced_again() == 8
     });
-    assert!(cores[1].hellos()[0].resume_from_ms > 0);
+    let hello = &cores[1].hellos()[0];
+    assert!(hello.resume_from_ms > 0);
+    assert_eq!(hello.resume_from_incarnation, 1, "whose time it is");
     eventually("ready again", || node.handle().is_ready());
     for client in &mut clients {
         client.send("j", message("n"));

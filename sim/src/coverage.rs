@@ -45,6 +45,7 @@ coverage! {
     link_late 100 "batches of a stream that came after its edge had attached anew"
     announced_again 1_000 "sessions announced again on a new link"
     hints 6_000 "conversation hints sent after that"
+    hints_spared 0 "conversations that hints did not have to look at"
     gaps_fetched 700 "gaps that clients fetched"
     client_cuts 300 "client connections cut, noticed on both sides"
     client_cuts_silent 90 "client connections cut without the edge noticing"

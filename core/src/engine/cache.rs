@@ -77,6 +77,8 @@ pub(super) struct Cache {
     pub dedup_entries: usize,
     /// Bytes of all messages kept for pages, about.
     pub recent_bytes: usize,
+    /// When the last of what was evicted was committed or changed, by the conversation's own time.
+    pub evicted_latest_ms: u64,
     /// Operations that wait in slots.
     pub waiting: usize,
 }
@@ -90,6 +92,7 @@ impl Cache {
             oldest: NONE,
             dedup_entries: 0,
             recent_bytes: 0,
+            evicted_latest_ms: 0,
             waiting: 0,
         }
     }
@@ -333,6 +336,8 @@ impl Engine {
     pub(super) fn let_members_go(&mut self, state: &Conversation) {
         self.cache.dedup_entries -= state.window.len();
         self.cache.recent_bytes -= state.recent_bytes;
+        let latest = &mut self.cache.evicted_latest_ms;
+        *latest = state.latest_ms().max(*latest);
         if let Some(roster) = state.roster {
             self.front.registry.rosters.forget(roster);
         }

@@ -57,6 +57,8 @@ enum Purpose {
 struct Hints {
     /// What was committed later may have been lost.
     since_ms: u64,
+    /// Whether all that was committed later was committed by this process.
+    is_known_here: bool,
     targets: Vec<SessionRef>,
     /// The store did not answer for a part: all of it is done again.
     incomplete: bool,
@@ -231,12 +233,13 @@ impl Engine {
     }
 
     fn begin_hints(&mut self, user: UserRef, out: &mut Vec<Effect>) {
-        let (targets, resume_from_ms) = self.front.registry.take_awaiting_hints(user);
+        let (targets, resume) = self.front.registry.take_awaiting_hints(user);
         if targets.is_empty() {
             return self.front.registry.release(user);
         }
         let hints = Hints {
-            since_ms: resume_from_ms.saturating_sub(HINT_OVERLAP_MS),
+            since_ms: resume.from_ms.saturating_sub(HINT_OVERLAP_MS),
+            is_known_here: resume.is_here,
             targets,
             incomplete: false,
         };
@@ -306,10 +309,19 @@ impl Engine {
             let Some((id, after)) = next else {
                 break;
             };
-            gather.under_way += 1;
             if let Some(partition) = self.owned.foreign(id) {
+                if let Some(gather) = self.gathers.all.get_mut(&number) {
+                    gather.under_way += 1;
+                }
                 self.ask_part(partition, number, id, after, out);
                 continue;
+            }
+            if self.is_quiet(number, id) {
+                self.front.stats.hints_spared += 1;
+                continue;
+            }
+            if let Some(gather) = self.gathers.all.get_mut(&number) {
+                gather.under_way += 1;
             }
             let work = Work::Part {
                 gather: number,
@@ -322,6 +334,20 @@ impl Engine {
             if gather.under_way == 0 && gather.todo.is_empty() {
                 self.finish_gather(number, now, out);
             }
+        }
+    }
+
+    /// Whether hints need not look at a conversation: nothing was committed in it since, which is
+    /// certain without reading it. This process has not had it in memory since then, and it alone
+    /// orders the conversations: what it does not hold, and did not evict since, it did not touch.
+    fn is_quiet(&self, number: u64, id: ConversationId) -> bool {
+        match self.gathers.all.get(&number).map(|g| &g.purpose) {
+            Some(Purpose::Hints(hints)) => {
+                hints.is_known_here
+                    && self.cache.evicted_latest_ms <= hints.since_ms
+                    && self.cache.find(id).is_none()
+            }
+            _ => false,
         }
     }
 

@@ -73,7 +73,11 @@ impl Engine {
     /// Takes in what happened; appends what is to be done.
     pub fn on(&mut self, input: Input, now: Now, out: &mut Vec<Effect>) {
         match input {
-            Input::EdgeAttached { edge, hello } => self.attach(edge, hello, out),
+            Input::EdgeAttached {
+                edge,
+                hello,
+                resumes_here,
+            } => self.attach(edge, hello, resumes_here, out),
             Input::EdgeDetached { edge } => {
                 if !self.front.registry.detach(edge) {
                     self.front.stats.stale += 1;
@@ -100,7 +104,7 @@ impl Engine {
             } => self.loaded(conversation, result, now, out),
             Input::PageRead { token, result } => self.page_read(token, result, out),
             Input::IndexRead { token, result } => self.index_read(token, result, out),
-            Input::Owned { partitions } => self.own(&partitions),
+            Input::Owned { partitions } => self.own(&partitions, now),
             Input::Lost { partitions } => self.disown(&partitions, out),
             Input::Release { partitions } => self.release(&partitions, now, out),
             Input::CatchUp {

@@ -140,6 +140,11 @@ impl Conversation {
         }
     }
 
+    /// When something was committed or changed last.
+    pub fn latest_ms(&self) -> u64 {
+        self.committed_ts.max(self.changed_at)
+    }
+
     /// What a session of `user` is told that may have missed something since then. Whoever was
     /// removed meanwhile is told so, and has what was sent before still to read.
     pub fn hint(
@@ -149,7 +154,7 @@ impl Conversation {
         since_ms: u64,
     ) -> Option<client::Conversation> {
         let member = self.member(user)?;
-        if self.deleted || self.committed_ts.max(self.changed_at) <= since_ms {
+        if self.deleted || self.latest_ms() <= since_ms {
             return None;
         }
         let mut frame = self.frame();

@@ -86,8 +86,13 @@ pub struct Now {
 /// What happens to the engine.
 #[derive(Debug)]
 pub enum Input {
-    /// An edge's stream began. An older stream of the same edge id is dead with it.
-    EdgeAttached { edge: EdgeKey, hello: EdgeHello },
+    /// An edge's stream began. An older stream of the same edge id is dead with it. `resumes_here`:
+    /// the time in `hello` that it resumes from is one that this process told it.
+    EdgeAttached {
+        edge: EdgeKey,
+        hello: EdgeHello,
+        resumes_here: bool,
+    },
     /// A stream ended: its sessions leave the registry.
     EdgeDetached { edge: EdgeKey },
     /// Operations of an edge, in their order.

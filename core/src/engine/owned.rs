@@ -88,8 +88,11 @@ impl Owned {
 }
 
 impl Engine {
-    /// These partitions are ours from now on.
-    pub(super) fn own(&mut self, partitions: &[u16]) {
+    /// These partitions are ours from now on. What others wrote to their conversations until now is
+    /// to be taken for evicted just now.
+    pub(super) fn own(&mut self, partitions: &[u16], now: Now) {
+        let latest = &mut self.cache.evicted_latest_ms;
+        *latest = now.unix_ms.max(*latest);
         for partition in partitions {
             self.owned.set(*partition, Hold::Ours);
         }

@@ -111,13 +111,31 @@ impl Session {
     }
 }
 
+/// From when on sessions may have missed something.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ResumePoint {
+    pub from_ms: u64,
+    /// By what this process told the edge: nothing that it did not commit itself can be missing.
+    pub is_here: bool,
+}
+
+impl ResumePoint {
+    /// The earlier one, and what holds for both.
+    fn and(self, other: Self) -> Self {
+        Self {
+            from_ms: self.from_ms.min(other.from_ms),
+            is_here: self.is_here && other.is_here,
+        }
+    }
+}
+
 /// An attached edge.
 pub(super) struct Edge {
     id: String,
     pub rate: Rate,
     /// 0: no limit.
     pub sessions_per_user_max: u32,
-    resume_from_ms: u64,
+    resume: ResumePoint,
     by_handle: Handles,
     /// Operations dealt with in this turn.
     settled: u32,
@@ -351,9 +369,12 @@ impl Registry {
 
     /// The user's sessions that await hints, no longer marked, and the earliest time from which
     /// their edges may have missed something.
-    pub fn take_awaiting_hints(&mut self, user: UserRef) -> (Vec<SessionRef>, u64) {
+    pub fn take_awaiting_hints(&mut self, user: UserRef) -> (Vec<SessionRef>, ResumePoint) {
         let mut found = Vec::new();
-        let mut resume_from_ms = u64::MAX;
+        let mut resume = ResumePoint {
+            from_ms: u64::MAX,
+            is_here: true,
+        };
         let mut next = self.users[user.index()].first;
         while let Some(session) = self.sessions.get_mut(next) {
             next = session.next;
@@ -364,10 +385,14 @@ impl Registry {
                     handle: session.handle,
                 });
                 let edge = self.edges.get(&session.edge);
-                resume_from_ms = resume_from_ms.min(edge.map_or(0, |e| e.resume_from_ms));
+                let unknown = ResumePoint {
+                    from_ms: 0,
+                    is_here: false,
+                };
+                resume = resume.and(edge.map_or(unknown, |e| e.resume));
             }
         }
-        (found, resume_from_ms)
+        (found, resume)
     }
 
     fn unlink(&mut self, index: u32) {
@@ -405,7 +430,7 @@ impl Registry {
     // ---- edges ----
 
     /// Takes an edge in; older streams of the same edge id leave with all their sessions.
-    pub fn attach(&mut self, edge: EdgeKey, hello: EdgeHello) {
+    pub fn attach(&mut self, edge: EdgeKey, hello: EdgeHello, resumes_here: bool) {
         let older: Vec<EdgeKey> = self
             .edges
             .iter()
@@ -420,7 +445,10 @@ impl Registry {
             Edge {
                 rate: Rate::new(hello.send_rate, hello.send_burst),
                 sessions_per_user_max: hello.sessions_per_user_max,
-                resume_from_ms: hello.resume_from_ms,
+                resume: ResumePoint {
+                    from_ms: hello.resume_from_ms,
+                    is_here: resumes_here,
+                },
                 id: hello.edge_id,
                 by_handle: Handles::new(),
                 settled: 0,
@@ -482,7 +510,7 @@ mod tests {
     fn a_user_with_one_session_keeps_to_the_budget_at_every_size() {
         let mut registry = Registry::new(Seeded(5), RosterBounds::default());
         let edge = EdgeKey(1);
-        registry.attach(edge, EdgeHello::default());
+        registry.attach(edge, EdgeHello::default(), false);
         let mut largest = 0;
         for n in 0..300_000_u32 {
             let user = registry.intern(&format!("user-{n:011}"));

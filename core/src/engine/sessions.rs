@@ -19,12 +19,18 @@ const SESSION_RETRY_MS: u32 = 30_000;
 
 impl Engine {
     /// An edge's stream began.
-    pub(super) fn attach(&mut self, edge: EdgeKey, hello: EdgeHello, out: &mut Vec<Effect>) {
+    pub(super) fn attach(
+        &mut self,
+        edge: EdgeKey,
+        hello: EdgeHello,
+        resumes_here: bool,
+        out: &mut Vec<Effect>,
+    ) {
         if hello.version != VERSION || hello.edge_id.is_empty() {
             let reason = "the edge speaks another version of the link protocol, or has no id";
             return out.push(Effect::CutEdge { edge, reason });
         }
-        self.front.registry.attach(edge, hello);
+        self.front.registry.attach(edge, hello, resumes_here);
     }
 
     /// Takes in one operation of an edge.

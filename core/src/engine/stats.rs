@@ -119,6 +119,8 @@ pub struct EngineStats {
     pub fenced: u64,
     /// Calls and parts of syncs and lists that another core was asked for.
     pub asked: u64,
+    /// Conversations that hints did not have to look at.
+    pub hints_spared: u64,
     /// Conversations dropped from memory to make room.
     pub evictions: u64,
     /// Operations and tokens that named something gone.

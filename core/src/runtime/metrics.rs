@@ -281,6 +281,7 @@ fn engine_counters(stats: &EngineStats) -> Vec<Figure> {
         ("errors", "Errors answered, of every code", stats.errors),
         ("replaced", "Sessions closed for a newer one of the same device", stats.replaced),
         ("hints", "Hints sent to sessions that were announced again", stats.hints),
+        ("hints_spared", "Conversations that hints did not have to look at", stats.hints_spared),
         ("evictions", "Conversations dropped from memory to make room", stats.evictions),
         ("stale", "Operations and tokens that named something gone", stats.stale),
     ]

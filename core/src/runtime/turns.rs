@@ -294,7 +294,13 @@ impl Turns {
         let mut stream = EdgeStream::open(&hello, port, self.wiring.incarnation);
         stream.announces(now.unix_ms);
         self.streams.insert(edge, stream);
-        self.feed(Input::EdgeAttached { edge, hello }, now);
+        let resumes_here = hello.resume_from_incarnation == self.wiring.incarnation;
+        let attached = Input::EdgeAttached {
+            edge,
+            hello,
+            resumes_here,
+        };
+        self.feed(attached, now);
     }
 
     fn batch(&mut self, edge: EdgeKey, batch: EdgeBatch, now: Now) -> usize {

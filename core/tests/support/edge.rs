@@ -21,6 +21,7 @@ pub fn hello(edge_id: &str) -> EdgeHello {
         edge_id: edge_id.into(),
         incarnation: 1,
         resume_from_ms: 0,
+        resume_from_incarnation: 0,
         send_rate: 0,
         send_burst: 0,
         sessions_per_user_max: 8,

@@ -165,9 +165,11 @@ impl Giver {
         for orders in holding.depart() {
             connections += give_shard(channel, orders)?;
         }
+        let resume = self.handle.resume();
         let end = state::End {
             connections,
-            core_time_ms: self.handle.core_time_ms(),
+            core_time_ms: resume.from_ms,
+            core_incarnation: resume.core_incarnation,
         };
         channel.send(Kind::End, &end)?;
         channel.receive()?.expect(Kind::Ready)?;

@@ -70,6 +70,9 @@ pub struct End {
     /// `core_time_ms` of the last batch of the core.
     #[prost(uint64, tag = "2")]
     pub core_time_ms: u64,
+    /// Of the core process that it is of.
+    #[prost(uint64, tag = "3")]
+    pub core_incarnation: u64,
 }
 
 /// One connection, all layers of it.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::state::{self, Connection, End, Hello, Listeners, Refusal, Welcome};
 use super::wire::{Channel, Kind};
 use super::{Batch, FORMAT, HandoverError, PREPARE_MAX};
+use crate::link::Resume;
 
 /// What a predecessor offers.
 pub(crate) struct Offer {
@@ -22,7 +23,7 @@ pub(crate) struct Came {
     channel: Channel,
     /// Listening sockets by their number in [`super::socket`].
     pub listeners: BTreeMap<u32, Vec<OwnedFd>>,
-    pub core_time_ms: u64,
+    pub resume: Resume,
     pub connections: u64,
 }
 
@@ -103,7 +104,10 @@ impl Offer {
                     return Ok(Came {
                         channel: self.channel,
                         listeners,
-                        core_time_ms: end.core_time_ms,
+                        resume: Resume {
+                            from_ms: end.core_time_ms,
+                            core_incarnation: end.core_incarnation,
+                        },
                         connections,
                     });
                 }

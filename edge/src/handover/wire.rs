@@ -190,6 +190,7 @@ mod tests {
         let end = state::End {
             connections: 7,
             core_time_ms: 9,
+            core_incarnation: 4,
         };
         let sockets: Vec<OwnedFd> = vec![ours.try_clone().unwrap().into()];
         let mut ours = Channel::new(ours, STEP_MAX).unwrap();

@@ -29,7 +29,7 @@ pub struct Attacher {
 }
 
 impl Attacher {
-    /// `hello`: all but `resume_from_ms`.
+    /// `hello`: all but from when on to resume.
     pub fn new(shards: Arc<[Inbox]>, hello: EdgeHello, state: Arc<LinkState>) -> Self {
         Self {
             shards,
@@ -49,8 +49,10 @@ impl Attacher {
             // The core grants the first credit when it greets.
             Arc::new(Credit::new(0)),
         );
+        let resume = self.state.resume();
         let hello = EdgeHello {
-            resume_from_ms: self.state.core_time_ms(),
+            resume_from_ms: resume.from_ms,
+            resume_from_incarnation: resume.core_incarnation,
             ..self.hello.clone()
         };
         (hello, Arc::new(router))

@@ -86,12 +86,34 @@ impl Inbox {
     }
 }
 
+/// Up to when an edge has everything, by the clock of which core process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resume {
+    /// The highest `core_time_ms` of a batch that came.
+    pub from_ms: u64,
+    /// Of the core process that sent this batch. While a core looks for what the sessions of a broken
+    /// link may have missed it repeats the time that it was greeted with, which raises nothing: the
+    /// time goes on belonging to the process before.
+    pub core_incarnation: u64,
+}
+
+impl Resume {
+    /// A batch of this core process came.
+    pub fn told_until(&mut self, core_time_ms: u64, core_incarnation: u64) {
+        if core_time_ms > self.from_ms {
+            *self = Self {
+                from_ms: core_time_ms,
+                core_incarnation,
+            };
+        }
+    }
+}
+
 /// What the process knows of its link.
 #[derive(Debug, Default)]
 pub struct LinkState {
     up: AtomicBool,
-    /// `core_time_ms` of the last batch that came.
-    core_time_ms: AtomicU64,
+    resume: Mutex<Resume>,
     credit: Mutex<Option<Arc<Credit>>>,
     /// Rosters of the present attachment, and handles in them.
     rosters: AtomicU64,
@@ -100,9 +122,9 @@ pub struct LinkState {
 
 impl LinkState {
     /// Of a process that goes on where another stood.
-    pub fn resuming(core_time_ms: u64) -> Self {
+    pub fn resuming(resume: Resume) -> Self {
         Self {
-            core_time_ms: AtomicU64::new(core_time_ms),
+            resume: Mutex::new(resume),
             ..Self::default()
         }
     }
@@ -121,8 +143,8 @@ impl LinkState {
     }
 
     /// Where the next attachment resumes.
-    pub fn core_time_ms(&self) -> u64 {
-        self.core_time_ms.load(Ordering::Acquire)
+    pub fn resume(&self) -> Resume {
+        *self.resume.lock()
     }
 
     /// Rosters that the core keeps here, and handles in them.
@@ -139,5 +161,27 @@ impl LinkState {
     /// Operations that may still go up.
     pub fn credit(&self) -> u64 {
         self.credit.lock().as_ref().map_or(0, |c| c.available())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_a_core_only_repeats_stays_that_of_the_core_before() {
+        let mut resume = Resume::default();
+        resume.told_until(100, 1);
+        // The next core looks for what was missed since, and stands still meanwhile.
+        for time in [100, 99, 100] {
+            resume.told_until(time, 2);
+        }
+        let told = |from_ms, core_incarnation| Resume {
+            from_ms,
+            core_incarnation,
+        };
+        assert_eq!(resume, told(100, 1));
+        resume.told_until(101, 2);
+        assert_eq!(resume, told(101, 2));
     }
 }

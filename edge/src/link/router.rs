@@ -1,7 +1,7 @@
 //! What the core sends, split by shard.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -22,6 +22,8 @@ pub struct EdgeRouter {
     credit: Arc<Credit>,
     /// Used by whoever delivers, one at a time.
     rosters: Mutex<Rosters>,
+    /// As the core greeted.
+    core_incarnation: AtomicU64,
     cut: AtomicBool,
     cut_told: Notify,
 }
@@ -36,6 +38,7 @@ impl EdgeRouter {
         Self {
             attachment,
             rosters: Mutex::new(Rosters::new(shards.len())),
+            core_incarnation: AtomicU64::new(0),
             shards,
             state,
             credit,
@@ -68,6 +71,10 @@ impl EdgePort for EdgeRouter {
         if self.cut.load(Ordering::SeqCst) {
             return;
         }
+        if let Some(welcome) = &batch.welcome {
+            let of = welcome.incarnation;
+            self.core_incarnation.store(of, Ordering::Relaxed);
+        }
         let mut rosters = self.rosters.lock();
         let parts = match split(batch.ops, &mut rosters) {
             Ok(parts) => parts,
@@ -84,8 +91,8 @@ impl EdgePort for EdgeRouter {
                 });
             }
         }
-        let time = &self.state.core_time_ms;
-        time.fetch_max(batch.core_time_ms, Ordering::AcqRel);
+        let of = self.core_incarnation.load(Ordering::Relaxed);
+        self.state.resume.lock().told_until(batch.core_time_ms, of);
         if self.credit.grant(batch.credit) {
             for shard in &*self.shards {
                 shard.waker.wake();
@@ -354,6 +361,6 @@ mod tests {
         router.deliver(batch(vec![to_roster(2, None)], 6));
         assert!(router.cut.load(Ordering::SeqCst));
         router.deliver(batch(Vec::new(), 7));
-        assert_eq!(state.core_time_ms(), 5);
+        assert_eq!(state.resume().from_ms, 5);
     }
 }

@@ -413,6 +413,7 @@ pub(super) fn hello(config: &EdgeConfig, incarnation: u64) -> EdgeHello {
         edge_id,
         incarnation,
         resume_from_ms: 0,
+        resume_from_incarnation: 0,
         send_rate: config.settings.send_rate,
         send_burst: config.settings.send_burst,
         sessions_per_user_max: config.sessions_per_user_max,

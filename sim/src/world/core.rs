@@ -330,7 +330,11 @@ impl World {
                 runtime,
             },
         );
-        Input::EdgeAttached { edge, hello }
+        Input::EdgeAttached {
+            edge,
+            resumes_here: hello.resume_from_incarnation == self.core.epoch,
+            hello,
+        }
     }
 
     fn plant_in_ops(&mut self, edge: EdgeKey, ops: &mut Vec<EdgeOp>) {
@@ -541,6 +545,7 @@ impl World {
         cover.evictions += stats.evictions;
         cover.roster_evictions += stats.roster_evictions;
         cover.hints += stats.hints;
+        cover.hints_spared += stats.hints_spared;
         cover.replaced += stats.replaced;
         cover.duplicates += stats.duplicates;
         cover.rate_limited += stats.rate_limited;
@@ -564,7 +569,7 @@ fn is_hint(op: &CoreOp) -> bool {
 
 fn summary(input: &Input) -> String {
     match input {
-        Input::EdgeAttached { edge, hello } => {
+        Input::EdgeAttached { edge, hello, .. } => {
             format!(
                 "{} attaches as {}, from {}",
                 hello.edge_id, edge.0, hello.resume_from_ms

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use prost::Message as _;
 use trunkline_edge::hub::ShardOp;
+use trunkline_edge::link::Resume;
 use trunkline_edge::link::rosters::Rosters;
 use trunkline_edge::link::router::split;
 use trunkline_edge::link::uplink::Credit;
@@ -94,7 +95,7 @@ pub(super) struct Edge {
     pub(super) link: Link,
     attached_at: u64,
     backoff: u64,
-    core_time_ms: u64,
+    resume: Resume,
     pub(super) credit: Option<Arc<Credit>>,
     /// Of the present attachment.
     rosters: Rosters,
@@ -115,7 +116,7 @@ impl Edge {
             link: Link::Down,
             attached_at: 0,
             backoff: BACKOFF_MIN,
-            core_time_ms: 0,
+            resume: Resume::default(),
             credit: None,
             rosters: Rosters::new(plan.shards),
             drains: false,
@@ -128,7 +129,7 @@ impl Edge {
         self.started_at = now;
         self.link = Link::Down;
         self.backoff = BACKOFF_MIN;
-        self.core_time_ms = 0;
+        self.resume = Resume::default();
         self.credit = None;
         self.drains = false;
         let verifier = Verifier::new(&KeySource::Secret(SECRET.into()));
@@ -329,7 +330,8 @@ impl World {
         let mut hello = EdgeHello {
             edge_id: at.id.clone(),
             incarnation: at.epoch,
-            resume_from_ms: at.core_time_ms,
+            resume_from_ms: at.resume.from_ms,
+            resume_from_incarnation: at.resume.core_incarnation,
             send_rate: self.plan.send_rate,
             send_burst: self.plan.send_burst,
             sessions_per_user_max: trunkline_proto::limits::SESSIONS_PER_USER_MAX,
@@ -397,8 +399,9 @@ impl World {
                 self.wake_shard(edge, shard);
             }
         }
+        let core_epoch = self.streams[stream].core_epoch;
         let at = &mut self.edges[edge];
-        at.core_time_ms = at.core_time_ms.max(batch.core_time_ms);
+        at.resume.told_until(batch.core_time_ms, core_epoch);
         let is_awaited = at.credit.as_ref().is_some_and(|c| c.grant(batch.credit));
         if is_awaited {
             for shard in 0..self.edges[edge].shards.len() {

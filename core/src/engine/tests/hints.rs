@@ -202,3 +202,64 @@ fn hints_that_fail_are_found_out_again_after_a_rest() {
         reattach(&mut world, 5, "edge-2", 0);
     }
 }
+
+/// Conversations of one user each, on a core that has just begun and holds none of them; the edge
+/// that all are on breaks and is there again, `here` or not, after alice said something to the first.
+fn upgraded(here: bool, cached_max: usize) -> (World, Vec<Vec<Conversation>>) {
+    const USERS: u64 = 40;
+    let mut world = World::new();
+    for n in 0..USERS {
+        world.group(&format!("user{n}"), &["alice"]);
+    }
+    let last = world.group("user0", &["alice"]);
+    world.pass(600_000);
+    world.restart(crate::engine::EngineConfig {
+        conversations_cached_max: cached_max,
+        ..config()
+    });
+    let alice = world.open(1, "alice");
+    for n in 0..USERS {
+        world.announce((2, 500 + n), &format!("user{n}"), "phone", false);
+    }
+    world.pass(600_000);
+    let broke_at = world.now.unix_ms;
+    world.feed(Input::EdgeDetached { edge: EdgeKey(2) });
+    world.say_in(alice, last, "c1", "missed");
+    world.turn();
+    assert_eq!(world.engine.stats().loads, 1);
+    let resuming = EdgeHello {
+        resume_from_ms: broke_at,
+        ..hello("edge-2")
+    };
+    world.attach_resuming(5, resuming, here);
+    for n in 0..USERS {
+        world.announce((5, 900 + n), &format!("user{n}"), "phone", true);
+    }
+    let told = (0..USERS).map(|n| hints(&mut world, (5, 900 + n)));
+    let told = told.collect();
+    (world, told)
+}
+
+#[test]
+fn conversations_that_were_quiet_are_not_read_for_hints() {
+    let (world, told) = upgraded(true, 1_000);
+    let stats = world.engine.stats();
+    assert_eq!((stats.loads, stats.hints_spared), (1, 40));
+    assert_eq!(told[0].len(), 1, "what was missed is told");
+    assert!(told[1..].iter().all(Vec::is_empty));
+}
+
+#[test]
+fn conversations_are_read_for_hints_if_another_process_may_have_written_them() {
+    let (world, told) = upgraded(false, 1_000);
+    assert_eq!(world.engine.stats().hints_spared, 0);
+    assert_eq!(world.engine.stats().loads, 41);
+    assert_eq!(told[0].len(), 1);
+}
+
+#[test]
+fn conversations_are_read_for_hints_if_one_that_was_not_quiet_left_memory() {
+    let (world, told) = upgraded(true, 0);
+    assert_eq!(world.engine.stats().hints_spared, 0);
+    assert_eq!(told[0].len(), 1, "it is read again");
+}

@@ -165,6 +165,7 @@ pub fn hello(edge_id: &str) -> EdgeHello {
         edge_id: edge_id.to_owned(),
         incarnation: 1,
         resume_from_ms: 0,
+        resume_from_incarnation: 0,
         send_rate: 0,
         send_burst: 0,
         sessions_per_user_max: 8,
@@ -244,9 +245,18 @@ impl World {
     // ---- driving ----
 
     pub fn attach(&mut self, edge: u32, hello: EdgeHello) {
+        self.attach_resuming(edge, hello, false);
+    }
+
+    /// `here`: the edge resumes from what this process told it.
+    pub fn attach_resuming(&mut self, edge: u32, hello: EdgeHello, here: bool) {
         self.rosters.retain(|(at, _), _| *at != edge);
         let edge = EdgeKey(edge);
-        self.feed(Input::EdgeAttached { edge, hello });
+        self.feed(Input::EdgeAttached {
+            edge,
+            hello,
+            resumes_here: here,
+        });
         self.turn();
     }
 
