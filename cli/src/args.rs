@@ -61,6 +61,7 @@ pub fn command() -> Command {
             )
             .about("Put a server under load and measure what it does"),
         )
+        .subcommand(crate::cluster::command())
         .subcommand(crate::doctor::command())
         .subcommand(token_command())
         .subcommand(config_command())

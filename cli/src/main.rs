@@ -7,6 +7,7 @@ use clap::error::ErrorKind;
 
 mod args;
 mod bench;
+mod cluster;
 mod config;
 mod doctor;
 mod exit;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         Some(("config", matches)) => config::run(matches, &environment),
         Some(("doctor", matches)) => doctor::run(matches),
         Some(("bench", matches)) => bench::run(matches),
+        Some(("cluster", matches)) => cluster::run(matches),
         Some((role, matches)) => return run_role(role, matches, &environment),
         None => Err(Failure::Runtime("no such subcommand".into())),
     };
