@@ -22,6 +22,9 @@ const LOOK_MS: u64 = 20;
 /// How much of a log an error shows.
 const TAIL_LINES: usize = 25;
 
+/// Becomes `$1 …` if `$0` is its parent.
+const EXEC_IF_CHILD_OF: &str = r#"[ "$PPID" = "$0" ] && exec "$@""#;
+
 /// How long a server lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifetime {
@@ -76,9 +79,11 @@ impl Process {
         let mut command = match launch.lifetime {
             Lifetime::Detached => Command::new(&launch.program),
             Lifetime::Bound => {
-                // It sets the parent death signal and becomes the program, under the same number.
+                // It sets the parent death signal and becomes the program, under the same number. The shell
+                // between refuses to go on when the parent was gone before that.
                 let mut command = Command::new("setpriv");
-                command.args(["--pdeathsig", "KILL", "--"]);
+                command.args(["--pdeathsig", "KILL", "--", "sh", "-c", EXEC_IF_CHILD_OF]);
+                command.arg(std::process::id().to_string());
                 command.arg(&launch.program);
                 command
             }
@@ -300,5 +305,46 @@ mod tests {
         assert!(!ours.wait_ended(Duration::from_millis(300)));
         ours.signal(Signal::KILL).unwrap();
         assert!(ours.wait_ended(Duration::from_secs(10)));
+    }
+
+    /// Names the directory to the process that this test starts to be killed.
+    const OWNER_OF: &str = "CLUSTER_TEST_OWNER_OF";
+
+    #[test]
+    fn a_bound_process_ends_when_its_owner_is_killed() {
+        let patience = Duration::from_secs(30);
+        if let Some(dir) = std::env::var_os(OWNER_OF) {
+            let _ours = Process::spawn(&sleeper(Path::new(&dir), Lifetime::Bound)).unwrap();
+            // Killed long before.
+            std::thread::sleep(patience * 4);
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let name = "process::tests::a_bound_process_ends_when_its_owner_is_killed";
+        let mut owner = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(OWNER_OF, dir.path())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let sleeps = || {
+            let found = Process::find(dir.path())?;
+            let comm = fs::read_to_string(format!("/proc/{}/comm", found.pid())).ok()?;
+            (comm.trim() == "sleep").then_some(found)
+        };
+        let deadline = Instant::now() + patience;
+        let mut found = loop {
+            if let Some(found) = sleeps() {
+                break found;
+            }
+            assert!(Instant::now() < deadline, "{}", log_tail(dir.path()));
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        owner.kill().unwrap();
+        owner.wait().unwrap();
+        let has_ended = found.wait_ended(patience);
+        // Not to be left behind where this fails.
+        found.signal(Signal::KILL).unwrap();
+        assert!(has_ended);
     }
 }

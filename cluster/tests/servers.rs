@@ -1,8 +1,9 @@
 //! The servers themselves, started as operators and other tests start them. They share one ring of three
 //! Cassandra nodes, because its start is what costs; each test uses what it needs of it.
 
+use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
@@ -47,7 +48,6 @@ fn addresses() -> [Ipv4Addr; 4] {
 
 struct Ring {
     nodes: Vec<CassandraNode>,
-    _dir: tempfile::TempDir,
 }
 
 /// The ring, for one test at a time. A test leaves all its nodes running.
@@ -57,13 +57,28 @@ fn ring() -> MutexGuard<'static, Ring> {
     ring.lock().expect("no test before this one failed")
 }
 
+/// Where the ring lives. It runs until this process ends, so the next run clears its directory away.
+fn ring_dir() -> PathBuf {
+    let all = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    for entry in fs::read_dir(all).unwrap().map(Result::unwrap) {
+        let name = entry.file_name().into_string().unwrap_or_default();
+        let Some(pid) = name.strip_prefix("ring-") else {
+            continue;
+        };
+        if !Path::new("/proc").join(pid).exists() {
+            fs::remove_dir_all(entry.path()).unwrap();
+        }
+    }
+    all.join(format!("ring-{}", std::process::id()))
+}
+
 fn start_ring(installed: &Installed) -> Ring {
     let begun = Instant::now();
-    let dir = tempfile::tempdir().unwrap();
+    let dir = ring_dir();
     let addresses = &addresses()[..3];
     let nodes: Vec<_> = (0..3)
         .map(|index| {
-            let home = dir.path().join(format!("cassandra-{}", index + 1));
+            let home = dir.join(format!("cassandra-{}", index + 1));
             let config = CassandraConfig::of_ring(&home, addresses, index);
             CassandraNode::start(installed, config).unwrap_or_else(|e| panic!("{e}"))
         })
@@ -79,7 +94,7 @@ fn start_ring(installed: &Installed) -> Ring {
         begun,
         nodes.iter().map(|n| n as &dyn Node),
     );
-    Ring { nodes, _dir: dir }
+    Ring { nodes }
 }
 
 fn ready(node: &dyn Node) {
