@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::cql::{Cell, Connection};
+use crate::cql::{Cell, Connection, Consistency};
 use crate::error::{ClusterError, Context as _};
 use crate::install::Installed;
 use crate::java;
@@ -346,9 +346,10 @@ impl CassandraNode {
     fn peers(&self) -> Result<Vec<Peer>, String> {
         let mut connection = Connection::open(self.address()).map_err(|e| e.to_string())?;
         let rows = connection
-            .rows(
+            .query(
                 "SELECT address, generation, heartbeat, status_with_port \
                  FROM system_views.gossip_info",
+                Consistency::One,
             )
             .map_err(|e| e.to_string())?;
         Ok(rows.iter().map(|row| Peer::read(row)).collect())
@@ -390,7 +391,7 @@ impl Node for CassandraNode {
     fn wait_ready(&self, patience: Duration) -> Result<(), ClusterError> {
         self.server.wait_until(patience, || {
             let mut connection = Connection::open(self.address()).map_err(|e| e.to_string())?;
-            let rows = connection.rows("SELECT bootstrapped FROM system.local");
+            let rows = connection.query("SELECT bootstrapped FROM system.local", Consistency::One);
             let state = rows.map_err(|e| e.to_string())?.concat().concat_cells();
             if state == b"COMPLETED" {
                 return Ok(());

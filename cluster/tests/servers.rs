@@ -8,11 +8,8 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
-use scylla::client::session::Session;
-use scylla::client::session_builder::SessionBuilder;
-use scylla::statement::Consistency;
-use scylla::statement::unprepared::Statement;
 use trunkline_cluster::cassandra::NATIVE_PORT;
+use trunkline_cluster::cql::{Connection, Consistency};
 use trunkline_cluster::process::State;
 use trunkline_cluster::{
     CassandraConfig, CassandraNode, Installed, KafkaConfig, KafkaNode, Lifetime, Node, RedisConfig,
@@ -112,115 +109,67 @@ fn tell<'a>(what: &str, begun: Instant, nodes: impl Iterator<Item = &'a dyn Node
     );
 }
 
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(future)
-}
-
-async fn session(node: &CassandraNode) -> Session {
-    SessionBuilder::new()
-        .known_node_addr(node.address())
-        .build()
-        .await
-        .unwrap_or_else(|e| panic!("{}: {e}", node.address()))
-}
-
-fn at(text: &str, consistency: Consistency) -> Statement {
-    let mut statement = Statement::new(text);
-    statement.set_consistency(consistency);
-    statement
-}
-
-async fn run(
-    session: &Session,
-    text: &str,
-    consistency: Consistency,
-) -> Result<Vec<String>, String> {
-    let result = session
-        .query_unpaged(at(text, consistency), ())
-        .await
+/// The first column of what `text` selects.
+fn run(node: &CassandraNode, text: &str, consistency: Consistency) -> Result<Vec<String>, String> {
+    let mut connection = Connection::open(node.address()).map_err(|e| e.to_string())?;
+    let rows = connection
+        .query(text, consistency)
         .map_err(|e| e.to_string())?;
-    if !result.is_rows() {
-        return Ok(Vec::new());
-    }
-    let rows = result.into_rows_result().map_err(|e| e.to_string())?;
-    let rows = rows.rows::<(String,)>().map_err(|e| e.to_string())?;
-    rows.map(|row| row.map(|(text,)| text).map_err(|e| e.to_string()))
+    let first = |row: Vec<Option<Vec<u8>>>| row.into_iter().next().flatten().unwrap_or_default();
+    rows.into_iter()
+        .map(|row| String::from_utf8(first(row)).map_err(|e| e.to_string()))
         .collect()
 }
 
 /// Until the other nodes have noticed what happened to one.
-async fn until_runs(session: &Session, text: &str, consistency: Consistency) -> Vec<String> {
+fn until_runs(node: &CassandraNode, text: &str, consistency: Consistency) -> Vec<String> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match run(session, text, consistency).await {
+        match run(node, text, consistency) {
             Ok(rows) => return rows,
             Err(e) => assert!(Instant::now() < deadline, "{text}: {e}"),
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        std::thread::sleep(Duration::from_millis(200));
     }
 }
 
 #[test]
 fn three_nodes_form_a_ring_that_outlives_the_crash_of_one() {
     let mut ring = ring();
-    block_on(async {
-        let session = session(&ring.nodes[0]).await;
-        for text in [
-            "CREATE KEYSPACE crash WITH replication = {'class':'NetworkTopologyStrategy','dc1':3}",
-            "CREATE TABLE crash.kept (id int PRIMARY KEY, word text)",
-        ] {
-            run(&session, text, Consistency::One).await.unwrap();
-        }
-        // All three replicas have to answer.
-        let all = Consistency::All;
-        until_runs(
-            &session,
-            "INSERT INTO crash.kept (id, word) VALUES (1, 'before')",
-            all,
-        )
-        .await;
+    let [first, _, killed] = &mut ring.nodes[..] else {
+        panic!("three nodes");
+    };
+    for text in [
+        "CREATE KEYSPACE crash WITH replication = {'class':'NetworkTopologyStrategy','dc1':3}",
+        "CREATE TABLE crash.kept (id int PRIMARY KEY, word text)",
+    ] {
+        run(first, text, Consistency::One).unwrap();
+    }
+    // All three replicas have to answer.
+    let insert = |id, word| format!("INSERT INTO crash.kept (id, word) VALUES ({id}, '{word}')");
+    until_runs(first, &insert(1, "before"), Consistency::All);
 
-        let killed = &mut ring.nodes[2];
-        killed.kill9().unwrap();
-        assert_eq!(killed.state(), State::Ended);
-        let quorum = Consistency::Quorum;
-        until_runs(
-            &session,
-            "INSERT INTO crash.kept (id, word) VALUES (2, 'without')",
-            quorum,
-        )
-        .await;
-        let refused = run(&session, "SELECT word FROM crash.kept WHERE id = 1", all).await;
-        assert!(
-            refused.is_err(),
-            "two of three cannot answer for all: {refused:?}"
-        );
+    killed.kill9().unwrap();
+    assert_eq!(killed.state(), State::Ended);
+    until_runs(first, &insert(2, "without"), Consistency::Quorum);
+    let select = "SELECT word FROM crash.kept WHERE id = 1";
+    let refused = run(first, select, Consistency::All);
+    assert!(refused.is_err(), "two cannot answer for three: {refused:?}");
 
-        let begun = Instant::now();
-        killed.restart().unwrap();
-        ready(killed);
-        killed.wait_ring(PATIENCE).unwrap_or_else(|e| panic!("{e}"));
-        tell("a killed node", begun, std::iter::once(killed as &dyn Node));
-        let select = "SELECT word FROM crash.kept WHERE id = 1";
-        assert_eq!(until_runs(&session, select, all).await, ["before"]);
-    });
+    let begun = Instant::now();
+    killed.restart().unwrap();
+    ready(killed);
+    killed.wait_ring(PATIENCE).unwrap_or_else(|e| panic!("{e}"));
+    tell("a killed node", begun, std::iter::once(killed as &dyn Node));
+    assert_eq!(until_runs(first, select, Consistency::All), ["before"]);
 }
 
 #[test]
 fn a_node_tells_its_version_and_is_paused_and_resumed() {
     let ring = ring();
     let node = &ring.nodes[1];
-    block_on(async {
-        let session = session(node).await;
-        let text = "SELECT release_version FROM system.local";
-        let version = run(&session, text, Consistency::One).await.unwrap();
-        assert_eq!(version, ["5.0.9"]);
-    });
+    let text = "SELECT release_version FROM system.local";
+    assert_eq!(run(node, text, Consistency::One).unwrap(), ["5.0.9"]);
     node.pause().unwrap();
     let silent = node.wait_ready(Duration::from_millis(1));
     assert!(silent.is_err(), "a paused node does not answer");
@@ -248,30 +197,21 @@ fn one_node_alone_keeps_what_it_acknowledged_through_a_crash_and_a_stop() {
         std::iter::once(&node as &dyn Node),
     );
     let one = Consistency::One;
-    block_on(async {
-        let session = session(&node).await;
-        for text in [
-            "CREATE KEYSPACE alone WITH replication = {'class':'SimpleStrategy','replication_factor':1}",
-            "CREATE TABLE alone.kept (id int PRIMARY KEY, word text)",
-        ] {
-            run(&session, text, one).await.unwrap();
-        }
-        for id in 0..200 {
-            let text = format!("INSERT INTO alone.kept (id, word) VALUES ({id}, 'w{id}')");
-            run(&session, &text, one).await.unwrap();
-        }
-    });
+    for text in [
+        "CREATE KEYSPACE alone WITH replication = {'class':'SimpleStrategy','replication_factor':1}",
+        "CREATE TABLE alone.kept (id int PRIMARY KEY, word text)",
+    ] {
+        run(&node, text, one).unwrap();
+    }
+    for id in 0..200 {
+        let text = format!("INSERT INTO alone.kept (id, word) VALUES ({id}, 'w{id}')");
+        run(&node, &text, one).unwrap();
+    }
     node.kill9().unwrap();
     let again = |node: &mut CassandraNode| {
         node.restart().unwrap();
         ready(node);
-        block_on(async {
-            let session = session(node).await;
-            run(&session, "SELECT word FROM alone.kept", one)
-                .await
-                .unwrap()
-                .len()
-        })
+        run(node, "SELECT word FROM alone.kept", one).unwrap().len()
     };
     assert_eq!(again(&mut node), 200);
     node.stop().unwrap();
