@@ -52,6 +52,22 @@ const METRICS: &[Entry] = &[
     ),
     ("away", "Clients that were away when they were due to send"),
     (
+        "beside_hot_acked_rate",
+        "Messages acknowledged outside the hot conversation, beside it",
+    ),
+    (
+        "beside_hot_generator_cpu",
+        "CPU of the generator beside the hot conversation, which it drives",
+    ),
+    (
+        "beside_hot_p99_ratio",
+        "p99 of the acks outside the hot conversation, beside it to without it",
+    ),
+    (
+        "beside_hot_server_cpu",
+        "CPU of the server with the hot conversation",
+    ),
+    (
         "calm_p99_ratio",
         "p99 of the acks of those outside the storm, during it to before it",
     ),
@@ -100,6 +116,19 @@ const METRICS: &[Entry] = &[
     ("half_open_found", "Dead sockets that the server found"),
     ("half_open_last", "When the last dead socket was found"),
     ("heartbeat_rate", "Signs of life of all clients together"),
+    (
+        "hot_acked_rate",
+        "Messages acknowledged in the hot conversation",
+    ),
+    (
+        "hot_delivery_rate",
+        "Deliveries of the hot conversation's messages in a second",
+    ),
+    (
+        "hot_refused",
+        "Messages of the hot conversation that the server was too busy to take in",
+    ),
+    ("hot_sent", "Messages sent into the hot conversation"),
     (
         "kernel_bytes_per_session",
         "Kernel memory of the server's end of each further session",
@@ -202,6 +231,14 @@ const METRICS: &[Entry] = &[
 const LATENCIES: &[Entry] = &[
     ("ack", "From the moment a message was due to its ack"),
     (
+        "beside_hot_ack",
+        "Acks outside the hot conversation, beside it",
+    ),
+    (
+        "beside_hot_delivery",
+        "Deliveries outside the hot conversation, beside it",
+    ),
+    (
         "calm_ack_before",
         "Acks of those outside the storm, before it",
     ),
@@ -229,6 +266,14 @@ const LATENCIES: &[Entry] = &[
     (
         "half_open_found_after",
         "From a peer's silent death to its discovery",
+    ),
+    (
+        "hot_ack",
+        "Acks in the hot conversation, which keeps a closed loop",
+    ),
+    (
+        "hot_delivery",
+        "Deliveries in the hot conversation, which keeps a closed loop",
     ),
     (
         "last_delivery",

@@ -80,6 +80,25 @@ fn a_ramp_is_timed_from_when_each_connect_was_due() {
 }
 
 #[test]
+fn a_hot_conversation_runs_beside_the_others_and_is_told_apart() {
+    let run = clean(
+        "chat --spawn -n 20 --rate 200 --hot-members 5 --hot-senders 2 --hot-inflight 4 \
+         --warmup 200ms --duration 1s --threads 2",
+    );
+    assert_eq!(samples(&run, "ack"), 200, "without the hot one");
+    assert_eq!(samples(&run, "beside_hot_ack"), 200);
+    assert_eq!(samples(&run, "beside_hot_delivery"), 200);
+    assert!(samples(&run, "hot_ack") > 0);
+    assert!(metric(&run, "hot_acked_rate") > 0.0);
+    assert!(metric(&run, "beside_hot_p99_ratio") > 0.0);
+    // Each of its messages goes to all members but the session that sent it.
+    let deliveries = samples(&run, "hot_delivery");
+    assert_eq!(deliveries, 4 * samples(&run, "hot_ack"));
+    assert_eq!(metric(&run, "conversations"), 11.0);
+    assert_eq!(run["parameters"]["hot-members"], 5);
+}
+
+#[test]
 fn idle_sessions_stay_and_give_their_signs_of_life() {
     let run = clean("idle --spawn -n 200 --duration 2s --heartbeat-every 1s --heartbeat ping");
     assert_eq!(metric(&run, "sessions"), 200.0);
@@ -198,6 +217,7 @@ fn what_cannot_be_is_refused_with_the_cure() {
     assert!(refused("connect --spawn -n 1").contains("--connections"));
     assert!(refused("connect --spawn --per-source 70000").contains("ip_local_port_range"));
     assert!(refused("chat --spawn --rate 0 --inflight 0").contains("bench idle"));
+    assert!(refused("chat --spawn --rate 0 --hot-members 2").contains("--rate"));
 }
 
 /// A server for a proxy to stand before.

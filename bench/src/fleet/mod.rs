@@ -275,7 +275,9 @@ impl Fleet {
 
     /// Lets about `total` clients dial, each worker its share; returns how many these are.
     pub fn allow(&self, total: u32) -> Result<u32, BenchError> {
+        // Rounded as the workers' shares are, or the last of an uneven fleet is never let in.
         let share = total.div_ceil(self.workers.len() as u32);
+        let share = share.next_multiple_of(2);
         for worker in &self.workers {
             self.order(worker, Order::Allow(share))?;
         }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use trunkline_proto::client::{
-    ClientBody, Fetch, Page, SendMessage, ServerBody, ServerFrame, Sync, SyncPosition,
+    ClientBody, Error, Fetch, Page, SendMessage, ServerBody, ServerFrame, Sync, SyncPosition,
 };
 use trunkline_proto::codes::Code;
 use trunkline_proto::ids::ConversationId;
@@ -41,6 +41,28 @@ pub struct Talk {
     pub group_share: f64,
     /// Part of the clients that leaves and comes back in a minute.
     pub churn: f64,
+    pub names: &'static Names,
+}
+
+/// Under which names a talk counts and times, so that two talks of one fleet can be told apart.
+#[derive(Debug)]
+pub struct Names {
+    pub ack: &'static str,
+    pub delivery: &'static str,
+    /// Messages sent.
+    pub sent: &'static str,
+    /// Messages that the server refused for the moment; `None`: that is a problem.
+    pub refused: Option<&'static str>,
+}
+
+impl Names {
+    /// Of a talk by itself.
+    pub const PLAIN: Self = Self {
+        ack: "ack",
+        delivery: "delivery",
+        sent: "sent",
+        refused: None,
+    };
 }
 
 /// Between the scenario and the talkers.
@@ -202,6 +224,8 @@ pub struct Talkers {
     ledger: Ledger,
     /// Closed loop: senders that owe a message.
     owing: Vec<u32>,
+    /// Closed loop: senders whose message was refused, and who owe it later.
+    refused: Again,
     again: Again,
     schedule: Option<Schedule>,
     churn: Schedule,
@@ -241,6 +265,7 @@ impl Talkers {
             senders,
             ledger: Ledger::default(),
             owing: Vec::new(),
+            refused: Again::default(),
             again: Again::default(),
             schedule: None,
             churn: Schedule::default(),
@@ -269,7 +294,7 @@ impl Talkers {
         }
         let begins = self.schedule.is_none();
         let mut schedule = self.schedule.take().unwrap_or_default();
-        let mut wait = Duration::MAX;
+        let wait;
         if let Some(rate) = self.rate {
             while let Some((due, n)) = schedule.due(now, 1e9 / rate) {
                 let sender = self.senders[(n % self.senders.len() as u64) as usize];
@@ -282,9 +307,13 @@ impl Talkers {
                     self.owing.extend_from_slice(&self.senders);
                 }
             }
+            while let Some(sender) = self.refused.due(now) {
+                self.owing.push(sender);
+            }
             for sender in std::mem::take(&mut self.owing) {
                 self.say(sender, now, crowd);
             }
+            wait = self.refused.wait(now);
         }
         self.schedule = Some(schedule);
         wait.min(self.churn(now, crowd))
@@ -358,23 +387,34 @@ impl Talkers {
         }
         shared.outstanding.fetch_add(1, Ordering::Relaxed);
         if shared.in_window(due) {
-            crowd.tally.count("sent");
+            crowd.tally.count(talk.names.sent);
         }
     }
 
-    /// A message of this client was answered.
-    fn settle(&mut self, client: u32) {
+    /// A message of this client was answered. Whether the client owes the next one.
+    fn settle(&mut self, client: u32) -> bool {
         let shared = Arc::clone(&self.shared);
-        let Some(talker) = self.talker(client) else {
-            return;
+        let Some(talker) = self.talker(client).filter(|talker| talker.open > 0) else {
+            return false;
         };
-        if talker.open == 0 {
-            return;
-        }
         talker.open -= 1;
         shared.outstanding.fetch_sub(1, Ordering::Relaxed);
-        if self.rate.is_none() && shared.phase() == Phase::Load {
+        self.rate.is_none() && shared.phase() == Phase::Load
+    }
+
+    /// A message of this client was refused: whoever is in a closed loop waits as long as it is told.
+    fn send_refused(&mut self, client: u32, error: &Error, crowd: &mut Crowd) {
+        let owes = self.settle(client);
+        let (now, random) = (crowd.shared.now(), crowd.random());
+        let passes = owes && self.refused.refused(client, error, now, random);
+        if owes && !passes {
             self.owing.push(client);
+        }
+        if let Some(name) = self.talk.names.refused
+            && error.code == Code::Overloaded.as_str()
+        {
+            crowd.tally.excuse(&error.code);
+            crowd.tally.count(name);
         }
     }
 
@@ -525,13 +565,17 @@ impl Behaviour for Talkers {
         match frame.frame {
             Some(ServerBody::Ack(ack)) => {
                 let now = crowd.shared.now();
-                self.settle(client);
+                if self.settle(client) {
+                    self.owing.push(client);
+                }
                 if self.shared.in_window(now) {
                     self.shared.acked.fetch_add(1, Ordering::Relaxed);
                 }
                 let due = due_of(&ack.client_msg_id);
                 if let Some(due) = due.filter(|&due| self.shared.in_window(due)) {
-                    crowd.tally.time("ack", now.saturating_sub(due));
+                    crowd
+                        .tally
+                        .time(self.talk.names.ack, now.saturating_sub(due));
                 }
                 self.check(client, &ack.conversation_id, ack.seq, "ack", crowd);
             }
@@ -542,7 +586,9 @@ impl Behaviour for Talkers {
                 }
                 let due = due_of(&message.content);
                 if let Some(due) = due.filter(|&due| self.shared.in_window(due)) {
-                    crowd.tally.time("delivery", now.saturating_sub(due));
+                    crowd
+                        .tally
+                        .time(self.talk.names.delivery, now.saturating_sub(due));
                 }
                 let id = &message.conversation_id;
                 self.check(client, id, message.seq, "message", crowd);
@@ -567,7 +613,7 @@ impl Behaviour for Talkers {
                 }
             }
             Some(ServerBody::Error(error)) if !error.client_msg_id.is_empty() => {
-                self.settle(client);
+                self.send_refused(client, &error, crowd);
             }
             // Nobody has written yet in a conversation that was asked about.
             Some(ServerBody::Error(error)) if error.code == Code::NotAMember.as_str() => {
@@ -617,6 +663,7 @@ mod tests {
             group_size: 3,
             group_share: 0.0,
             churn: 0.0,
+            names: &Names::PLAIN,
         }
     }
 

@@ -11,11 +11,12 @@ use serde::Serialize;
 use crate::BenchError;
 use crate::args::{FleetArgs, OutputArgs, TargetArgs, parse_duration, seconds};
 use crate::fleet::ledger::unlike;
-use crate::fleet::talk::{Phase, Talk, Talkers, Talking};
+use crate::fleet::talk::{Names, Phase, Talk, Talkers, Talking};
 use crate::fleet::{Fleet, People, Shape, Tally};
 use crate::progress::Progress;
 use crate::result::{Better, RunResult};
 use crate::scenario::common::{self, Meter, Sampler};
+use crate::scenario::hot::{self, HotArgs};
 use crate::target::Target;
 
 const EXAMPLES: &str = "\
@@ -28,6 +29,9 @@ Examples:
 
   Half of the messages into 20 groups of 50:
     trunkline bench chat --spawn --groups 20 --group-size 50 --group-share 0.5 --rate 2000
+
+  Beside them 20 members of one group who keep 16 messages each under way in it:
+    trunkline bench chat --spawn -n 1000 --rate 5000 --hot-members 20
 
   A server that runs already, with its secret:
     trunkline bench chat --ws 127.0.0.1:7400 --http 127.0.0.1:7410 --secret … --server-pid 4711
@@ -49,6 +53,9 @@ pub struct ChatArgs {
     #[arg(long, default_value = "10s", value_parser = parse_duration)]
     #[serde(serialize_with = "seconds")]
     pub duration: Duration,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub hot: HotArgs,
     #[command(flatten)]
     #[serde(skip)]
     pub fleet: FleetArgs,
@@ -90,6 +97,8 @@ pub struct LoadArgs {
 
 /// For answers that are under way when the load ends.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// From the last acks to the last deliveries.
+pub const TRAILING: Duration = Duration::from_millis(300);
 /// For workers to tell what their clients saw.
 const REPORT_MAX: Duration = Duration::from_secs(20);
 
@@ -131,6 +140,7 @@ impl LoadArgs {
             group_size: self.group_size,
             group_share: self.group_share,
             churn,
+            names: &Names::PLAIN,
         }
     }
 }
@@ -159,6 +169,9 @@ pub fn create_groups(
 pub fn run(args: &ChatArgs, progress: &dyn Progress) -> Result<RunResult, BenchError> {
     args.fleet.check()?;
     args.load.check(args.fleet.connections)?;
+    if args.hot.hot_members > 0 {
+        return hot::run(args, progress);
+    }
     common::with_target(Target::open(&args.target, 1), |target| {
         let people = Fleet::people(&args.fleet, target)?;
         let mut talk = args.load.talk(0..args.fleet.connections, 0.0);
@@ -178,7 +191,13 @@ pub fn run(args: &ChatArgs, progress: &dyn Progress) -> Result<RunResult, BenchE
             let window = Window::open(target, fleet, &talking, args.duration);
             common::hold(args.duration, target, fleet, &mut sampler)?;
             window.close(target, &talking, &mut result);
-            let tally = settle(&talk, &talking, fleet, target, &mut sampler, &mut result)?;
+            let tally = settle(
+                &[(&talk, &talking)],
+                fleet,
+                target,
+                &mut sampler,
+                &mut result,
+            )?;
             told(&tally, &mut result);
             let sent = tally.counted("sent") as f64;
             result.metric("sent", sent, "count", Better::Neither);
@@ -250,27 +269,32 @@ impl Window {
     }
 }
 
-/// Ends the load, waits for what is under way, and sees that everybody has seen everything.
+/// Ends the load, waits for what is under way, and sees that everybody has seen everything, in all of
+/// these talks.
 pub fn settle(
-    talk: &Talk,
-    talking: &Talking,
+    talks: &[(&Talk, &Talking)],
     fleet: &Fleet,
     target: &Target,
     sampler: &mut Sampler,
     result: &mut RunResult,
 ) -> Result<Tally, BenchError> {
-    talking.set(Phase::Quiet);
-    let quiet = || {
-        let waiting = talking.catching_up.load(Ordering::Relaxed);
-        talking.outstanding.load(Ordering::Relaxed) == 0 && waiting == 0
+    let set = |phase| talks.iter().for_each(|(_, talking)| talking.set(phase));
+    let outstanding = || -> u64 {
+        let of = |talking: &Talking| talking.outstanding.load(Ordering::Relaxed);
+        talks.iter().map(|(_, talking)| of(talking)).sum()
     };
+    let behind = || -> u32 {
+        let of = |talking: &Talking| talking.catching_up.load(Ordering::Relaxed);
+        talks.iter().map(|(_, talking)| of(talking)).sum()
+    };
+    set(Phase::Quiet);
     fleet.wait_until(DRAIN_MAX, || {
         sampler.look(target, fleet);
-        quiet() && fleet.up() == fleet.len()
+        outstanding() == 0 && behind() == 0 && fleet.up() == fleet.len()
     })?;
     // Deliveries come with or after the last acks.
-    common::hold(Duration::from_millis(300), target, fleet, sampler)?;
-    let unanswered = talking.outstanding.load(Ordering::Relaxed);
+    common::hold(TRAILING, target, fleet, sampler)?;
+    let unanswered = outstanding();
     let unit = "count";
     result.metric("unanswered", unanswered as f64, unit, Better::Lower);
     if unanswered > 0 {
@@ -278,7 +302,7 @@ pub fn settle(
             .problems
             .push(format!("{unanswered} messages were not answered"));
     }
-    let behind = talking.catching_up.load(Ordering::Relaxed);
+    let behind = behind();
     if behind > 0 {
         let problem = format!("{behind} clients did not get all that they had missed");
         result.problems.push(problem);
@@ -291,41 +315,54 @@ pub fn settle(
         );
         result.problems.push(problem);
     }
-    talking.set(Phase::Report);
-    if !fleet.wait_until(REPORT_MAX, || talking.reports() == fleet.workers())? {
+    set(Phase::Report);
+    let told = || talks.iter().all(|(_, t)| t.reports() == fleet.workers());
+    if !fleet.wait_until(REPORT_MAX, told)? {
         return Err(BenchError::Server("a generator thread hangs".into()));
     }
     let tally = fleet.take()?;
-    let ends = std::mem::take(&mut *talking.ends.lock().map_err(|_| poisoned())?);
-    let (unlike, first) = unlike(&ends, talk.members_of(&fleet.people));
+    judge(talks, fleet, &tally, result)?;
+    Ok(tally)
+}
+
+/// Tells what was not as it should be in what everybody saw.
+fn judge(
+    talks: &[(&Talk, &Talking)],
+    fleet: &Fleet,
+    tally: &Tally,
+    result: &mut RunResult,
+) -> Result<(), BenchError> {
+    let unit = "count";
+    let (mut conversations, mut not_whole) = (0, 0);
+    let (mut first_unlike, mut first_wrong) = (None, None);
+    for (talk, talking) in talks {
+        let ends = std::mem::take(&mut *talking.ends.lock().map_err(|_| poisoned())?);
+        let (unlike, first) = unlike(&ends, talk.members_of(&fleet.people));
+        not_whole += unlike;
+        first_unlike = first_unlike.or(first);
+        let of_talk: std::collections::BTreeSet<u64> = ends.iter().map(|e| e.0).collect();
+        conversations += of_talk.len();
+        let wrong = talking.first_wrong.lock().map_err(|_| poisoned())?;
+        first_wrong = first_wrong.or(wrong.clone());
+    }
     let wrong = tally.counted("wrong");
     result.metric("wrong_deliveries", wrong as f64, unit, Better::Lower);
-    result.metric(
-        "conversations_not_whole",
-        unlike as f64,
-        unit,
-        Better::Lower,
-    );
-    let conversations: std::collections::BTreeSet<u64> = ends.iter().map(|e| e.0).collect();
-    result.metric(
-        "conversations",
-        conversations.len() as f64,
-        unit,
-        Better::Neither,
-    );
+    let whole = "conversations_not_whole";
+    result.metric(whole, not_whole as f64, unit, Better::Lower);
+    let name = "conversations";
+    result.metric(name, conversations as f64, unit, Better::Neither);
     if wrong > 0 {
-        let first = talking.first_wrong.lock().map_err(|_| poisoned())?.clone();
         let problem = format!(
             "{wrong} deliveries were not as they should be; the first: {}",
-            first.unwrap_or_default()
+            first_wrong.unwrap_or_default()
         );
         result.problems.push(problem);
     }
-    if let Some(first) = first {
-        let problem = format!("{unlike} conversations were not seen whole by all; one: {first}");
+    if let Some(first) = first_unlike {
+        let problem = format!("{not_whole} conversations were not seen whole by all; one: {first}");
         result.problems.push(problem);
     }
-    Ok(tally)
+    Ok(())
 }
 
 fn poisoned() -> BenchError {

@@ -6,6 +6,7 @@ pub mod common;
 pub mod connect;
 pub mod drain;
 pub mod fanout;
+pub mod hot;
 pub mod idle;
 pub mod slow;
 pub mod soak;

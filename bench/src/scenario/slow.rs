@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::BenchError;
 use crate::args::{FleetArgs, OutputArgs, TargetArgs, Transport, parse_duration, seconds};
 use crate::fleet::sleeper::{Ending, Sleeper};
-use crate::fleet::talk::{Phase, Talk, Talkers, Talking};
+use crate::fleet::talk::{Names, Phase, Talk, Talkers, Talking};
 use crate::fleet::{Fleet, Shape, Tally};
 use crate::progress::Progress;
 use crate::result::{Better, Latency, RunResult};
@@ -105,6 +105,7 @@ pub fn run(args: &SlowArgs, progress: &dyn Progress) -> Result<RunResult, BenchE
             group_size: members.len() as u32,
             group_share: 1.0,
             churn: 0.0,
+            names: &Names::PLAIN,
         };
         chat::create_groups(&mut talk, 1, target, &people, progress)?;
         let (talk, talking) = (Arc::new(talk), Talking::new());
@@ -184,7 +185,13 @@ impl Course<'_> {
         fleet.wait_sessions(u64::from(fleet.len()), progress, &mut |_| {
             sampler.look(target, fleet);
         })?;
-        let tally = chat::settle(self.talk, self.talking, fleet, target, &mut sampler, result)?;
+        let tally = chat::settle(
+            &[(self.talk, self.talking)],
+            fleet,
+            target,
+            &mut sampler,
+            result,
+        )?;
         let fetched = tally.counted("fetched");
         result.metric("fetched", fetched as f64, "count", Better::Neither);
         common::connect_problems(&tally, result);

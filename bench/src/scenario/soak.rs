@@ -81,7 +81,13 @@ pub fn run(args: &SoakArgs, progress: &dyn Progress) -> Result<RunResult, BenchE
             if let Some(growth) = sampler.get("server_memory").and_then(slope) {
                 result.metric("memory_growth", growth, "bytes_per_second", Better::Lower);
             }
-            let tally = chat::settle(&talk, &talking, fleet, target, &mut sampler, &mut result)?;
+            let tally = chat::settle(
+                &[(&talk, &talking)],
+                fleet,
+                target,
+                &mut sampler,
+                &mut result,
+            )?;
             chat::told(&tally, &mut result);
             for name in ["sent", "left", "fetched", "away"] {
                 let n = tally.counted(name) as f64;

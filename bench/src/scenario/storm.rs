@@ -17,7 +17,7 @@ use crate::BenchError;
 use crate::args::{FleetArgs, OutputArgs, TargetArgs, parse_duration, parse_rate, seconds};
 use crate::fleet::again::Again;
 use crate::fleet::schedule::Schedule;
-use crate::fleet::talk::{Phase, Talk, Talkers, Talking};
+use crate::fleet::talk::{Names, Phase, Talk, Talkers, Talking};
 use crate::fleet::{Backoff, Behaviour, Crowd, Fleet, Shape};
 use crate::progress::Progress;
 use crate::result::{Better, Latency, RunResult};
@@ -327,6 +327,7 @@ pub fn run(args: &StormArgs, progress: &dyn Progress) -> Result<RunResult, Bench
             group_size: 0,
             group_share: 0.0,
             churn: 0.0,
+            names: &Names::PLAIN,
         });
         let talking = Talking::new();
         let storm = Arc::new(Storm {
@@ -417,7 +418,13 @@ impl Whole<'_> {
         }
         self.calm(&before, &during, result);
         self.judge(over, &during, result);
-        let settled = chat::settle(self.talk, self.talking, fleet, target, &mut sampler, result)?;
+        let settled = chat::settle(
+            &[(self.talk, self.talking)],
+            fleet,
+            target,
+            &mut sampler,
+            result,
+        )?;
         common::session_problems(&settled, result);
         sampler.into_result(result);
         Ok(())
