@@ -73,7 +73,10 @@ const REQUIRED: &[&str] = &[
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = protox::compile(["client.proto", "link.proto", "store.proto"], ["proto"])?;
+    let files = protox::compile(
+        ["client.proto", "link.proto", "peer.proto", "store.proto"],
+        ["proto"],
+    )?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), files.encode_to_vec())?;
 

@@ -7,8 +7,10 @@
 //! 3. [`store`]: durable conversations behind one trait
 //! 4. [`ownership`]: which conversations are this core's, where there are several
 //! 5. [`runtime`]: the threads that drive engine and store
-//! 6. [`rest`]: the HTTP front: REST, the demo page, admin
+//! 6. [`cluster`]: cores among each other, and with what they share
+//! 7. [`rest`]: the HTTP front: REST, the demo page, admin
 
+pub mod cluster;
 pub mod engine;
 pub mod ingress;
 pub mod ownership;

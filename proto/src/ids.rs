@@ -85,6 +85,11 @@ impl Snowflake {
     pub const WORKERS: u16 = 1 << 10;
     const COUNTER_MAX: u16 = (1 << 12) - 1;
 
+    /// The highest id of the time before this millisecond, whoever made it.
+    pub const fn floor_of_ms(unix_ms: u64) -> u64 {
+        (unix_ms.saturating_sub(SNOWFLAKE_EPOCH_MS) << 22).saturating_sub(1)
+    }
+
     /// `floor_id`: the highest id known to exist already (0: none); all ids made are above it.
     pub fn new(worker: u16, floor_id: u64) -> Self {
         assert!(

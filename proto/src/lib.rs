@@ -5,6 +5,7 @@
 //! - [`client`]: the frames between clients and the edge (`proto/client.proto`), JSON in [`json`]
 //! - [`light`]: the few frames that the edge answers without decoding them in full
 //! - [`link`]: the stream between edge and core (`proto/link.proto`)
+//! - [`peer`]: what cores ask each other (`proto/peer.proto`)
 //! - [`store`]: rows on disk (`proto/store.proto`)
 //! - [`ids`]: users, devices, conversations, message ids
 //! - [`codes`]: error codes, close codes and what each means to a client
@@ -33,6 +34,11 @@ mod generated {
         pub mod link {
             pub mod v1 {
                 tonic::include_proto!("trunkline.link.v1");
+            }
+        }
+        pub mod peer {
+            pub mod v1 {
+                tonic::include_proto!("trunkline.peer.v1");
             }
         }
         pub mod store {
@@ -74,6 +80,14 @@ pub mod link {
 
     /// Version of the link protocol that this build speaks.
     pub const VERSION: u32 = 2;
+}
+
+/// What cores ask each other, `trunkline.peer.v1`.
+pub mod peer {
+    pub use crate::generated::trunkline::peer::v1::*;
+
+    /// Version of this protocol that this build speaks.
+    pub const VERSION: u32 = 1;
 }
 
 /// Rows of the stores, `trunkline.store.v1`.

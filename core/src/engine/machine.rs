@@ -92,10 +92,11 @@ impl Engine {
                 token,
                 user,
                 request,
+                from_core,
             } => {
                 let user = self.front.registry.intern(&user);
                 let ticket = self.front.ticket(Asker::Rest(token), user, String::new());
-                self.request(ticket, request, now, out);
+                self.request(ticket, request, from_core, now, out);
             }
             Input::Committed { commit, result } => self.committed(commit, result, now, out),
             Input::Loaded {
@@ -173,12 +174,19 @@ impl Engine {
     }
 
     /// Takes a REST call in.
-    fn request(&mut self, ticket: Ticket, request: Request, now: Now, out: &mut Vec<Effect>) {
+    fn request(
+        &mut self,
+        ticket: Ticket,
+        request: Request,
+        from_core: bool,
+        now: Now,
+        out: &mut Vec<Effect>,
+    ) {
         let name = self.front.registry.name(ticket.user);
-        if let Some(partition) = request
+        let foreign = request
             .conversation(name)
-            .and_then(|id| self.owned.foreign(id))
-        {
+            .and_then(|id| self.owned.foreign(id));
+        if let Some(partition) = foreign.filter(|_| !from_core) {
             return self.forward(partition, ticket, request, out);
         }
         let (id, call) = match request {

@@ -102,6 +102,8 @@ pub enum Input {
         token: Token,
         user: String,
         request: Request,
+        /// Another core passes it on: what is not this core's is refused.
+        from_core: bool,
     },
     /// A commit ended.
     Committed {

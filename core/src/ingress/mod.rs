@@ -21,9 +21,11 @@ use tonic::{Request, Response, Status, Streaming};
 use trunkline_proto::ids::is_valid_id;
 use trunkline_proto::link::link_server::{Link, LinkServer};
 use trunkline_proto::link::{CoreBatch, EdgeBatch, EdgeHello, VERSION};
+use trunkline_proto::peer::peer_server::PeerServer;
 use trunkline_proto::ports::{CREDIT_INITIAL, CorePort, EdgePort};
 
 use self::outbox::{OutStream, Outbox};
+use crate::cluster::PeerService;
 use crate::runtime::{Attached, CoreHandle};
 
 /// Within this an edge must say `hello`.
@@ -69,6 +71,12 @@ pub async fn serve_grpc(
     })
     .max_decoding_message_size(MESSAGE_BYTES_MAX)
     .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    // A core that has everything to itself has nobody to answer to.
+    let peer = handle.shares_conversations().then(|| {
+        PeerServer::new(PeerService::new(handle.clone()))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    });
     let (stopping, stopped) = tokio::sync::oneshot::channel();
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -76,6 +84,7 @@ pub async fn serve_grpc(
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .add_service(link)
+        .add_optional_service(peer)
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)

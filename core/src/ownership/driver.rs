@@ -88,6 +88,13 @@ impl Ownership {
         self.handle.clone()
     }
 
+    /// Ends the task on the spot, as a death would.
+    #[cfg(test)]
+    pub fn abort(self) {
+        self.task.abort();
+        // What dropping the sender asks for is no longer carried out.
+    }
+
     /// Hands every partition to the core that should have it next, marks this core dead, and ends.
     /// Takes as long as the engine takes to settle, and at most
     /// [`super::settings::DRAIN_MS_MAX`] and a ttl. The events go on meanwhile.

@@ -5,7 +5,9 @@
 //! Invariants:
 //! 1. Nothing that a turn computed leaves it after the lease is over: the clock is read between the
 //!    engine and the carrying out. A head that is shown was true when it was taken.
-//! 2. What is handed over is bounded as its cause is: forwarded calls hold a permit, asked parts
+//! 2. An incarnation has an engine of its own, and hears nothing that an earlier one asked for. Between
+//!    two of them there is an engine that owns nothing.
+//! 3. What is handed over is bounded as its cause is: forwarded calls hold a permit, asked parts
 //!    belong to gathers, a partition is released once, an eviction frees more than it queues.
 
 use std::sync::Arc;
@@ -61,8 +63,16 @@ impl Forwarded {
 #[derive(Clone)]
 pub struct ClusterLink {
     pub jobs: UnboundedSender<ClusterJob>,
-    /// Whether the lease is valid now.
+    /// Whether there is a lease, and it is valid now.
     pub is_valid: Arc<dyn Fn() -> bool + Send + Sync>,
-    /// Called once, on the engine's thread, when it is not: the process starts over as another.
-    pub on_lapse: Arc<dyn Fn() + Send + Sync>,
+    /// The time to make message ids at, of the wall clock's.
+    pub id_time_ms: Arc<dyn Fn(u64) -> u64 + Send + Sync>,
+}
+
+/// As whom a core that shares the conversations gives message ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Incarnation {
+    pub worker_id: u16,
+    /// Ids up to here may have been given by whoever was this worker before.
+    pub message_id_floor: u64,
 }

@@ -29,7 +29,7 @@ use trunkline_proto::codes::Code;
 use trunkline_proto::link::{EdgeBatch, EdgeHello};
 use trunkline_proto::ports::{CorePort, EdgePort};
 
-use self::cluster::ClusterLink;
+use self::cluster::{ClusterLink, Incarnation};
 use self::metrics::Metrics;
 pub(crate) use self::metrics::RequestLabels;
 use self::queue::{Sender, queue};
@@ -119,17 +119,24 @@ enum Event {
     Call {
         user: String,
         request: Request,
+        from_core: bool,
         reply: Reply,
     },
-    /// The committer is done.
+    /// The committer is done. `life`: of the engine that asked.
     Committed {
+        life: u32,
         commit: u64,
         result: Result<(), StoreError>,
     },
     /// What the store answered to a reader.
-    Read(Input),
+    Read {
+        life: u32,
+        input: Input,
+    },
     /// What ownership says, or another core.
     Told(Input),
+    /// This core is another incarnation from now on.
+    Reborn(Incarnation),
     Stop,
 }
 
@@ -174,6 +181,8 @@ const GRPC: u8 = 1;
 const HTTP: u8 = 2;
 const DRAINING: u8 = 4;
 const FAILED: u8 = 8;
+/// No lease: a core of several that has not entered, or has lapsed.
+const UNBORN: u8 = 16;
 
 /// What handle and threads share.
 struct Shared {
@@ -186,6 +195,14 @@ struct Shared {
 impl Shared {
     fn publish(&self, snapshot: Snapshot) {
         *self.snapshot.lock() = Arc::new(snapshot);
+    }
+
+    fn set_born(&self, born: bool) {
+        if born {
+            self.state.fetch_and(!UNBORN, Ordering::Release);
+        } else {
+            self.state.fetch_or(UNBORN, Ordering::Release);
+        }
     }
 
     fn fail(&self) {
@@ -214,7 +231,7 @@ impl Core {
         let shared = Arc::new(Shared {
             metrics: Metrics::new(Arc::clone(&snapshot), config.store_stats.clone()),
             snapshot,
-            state: AtomicU8::new(0),
+            state: AtomicU8::new(if config.cluster.is_some() { UNBORN } else { 0 }),
         });
         let committer = store_threads::Committer::new(Arc::clone(&store), Arc::clone(&shared))?;
         let mut threads = vec![store_threads::start_committer(
@@ -254,6 +271,7 @@ impl Core {
             incarnation: rand::random(),
             watermark_flush_ms: config.engine.watermark_flush_ms,
             on_fatal: Arc::clone(&config.on_fatal),
+            engine: config.engine.clone(),
             cluster: config.cluster.clone(),
         };
         let thread = std::thread::Builder::new()
@@ -272,6 +290,7 @@ impl Core {
                     requests_max: config.requests_max,
                     request_timeout: config.request_timeout,
                     needed,
+                    shares: config.cluster.is_some(),
                 }),
                 next_edge: Arc::new(AtomicU32::new(0)),
             },
@@ -313,6 +332,7 @@ struct HandleConfig {
     request_timeout: Duration,
     /// Bits of the listeners without which the core is not ready.
     needed: u8,
+    shares: bool,
 }
 
 /// A running core, as its front ends see it. Cheap to clone.
@@ -328,6 +348,20 @@ pub struct CoreHandle {
 impl CoreHandle {
     /// Asks the engine on behalf of `user`, who is a valid user id.
     pub async fn request(&self, user: String, request: Request) -> Result<Response, Error> {
+        self.ask(user, request, false).await
+    }
+
+    /// As [`CoreHandle::request`], for another core: it is answered here or not at all.
+    pub async fn request_of_core(&self, user: String, request: Request) -> Result<Response, Error> {
+        self.ask(user, request, true).await
+    }
+
+    async fn ask(
+        &self,
+        user: String,
+        request: Request,
+        from_core: bool,
+    ) -> Result<Response, Error> {
         if self.is_draining() {
             return Err(Code::Unavailable.error("the core is stopping"));
         }
@@ -341,6 +375,7 @@ impl CoreHandle {
         let call = Event::Call {
             user,
             request,
+            from_core,
             reply: Reply {
                 to,
                 _permit: permit,
@@ -354,6 +389,13 @@ impl CoreHandle {
             Ok(Err(_)) => Err(Code::Unavailable.error("the core is stopping")),
             Err(_) => Err(Code::Unavailable.error("no answer in time; the outcome is unknown")),
         }
+    }
+
+    /// This core is another incarnation from now on: it forgets everything that it was, and its
+    /// edges attach anew.
+    pub fn reborn(&self, incarnation: Incarnation) {
+        // A core that has stopped needs no other life.
+        let _ = self.events.send(Event::Reborn(incarnation));
     }
 
     /// Tells the engine what ownership says, or what another core answered.
@@ -385,6 +427,11 @@ impl CoreHandle {
         }
     }
 
+    /// Whether this is a core of several.
+    pub fn shares_conversations(&self) -> bool {
+        self.config.shares
+    }
+
     /// Takes nothing new from now on; readiness goes off. [`Core::shutdown`] does the rest.
     pub fn drain(&self) {
         self.shared.state.fetch_or(DRAINING, Ordering::Release);
@@ -397,7 +444,8 @@ impl CoreHandle {
     /// Whether everything that was asked for listens, and nothing is about to end.
     pub fn is_ready(&self) -> bool {
         let state = self.shared.state.load(Ordering::Acquire);
-        state & (DRAINING | FAILED) == 0 && state & self.config.needed == self.config.needed
+        state & (DRAINING | FAILED | UNBORN) == 0
+            && state & self.config.needed == self.config.needed
     }
 
     pub(crate) fn grpc_listens(&self) {

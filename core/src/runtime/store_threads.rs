@@ -21,6 +21,7 @@ use crate::store::{MessageStore, ReadRange, StoreError, WriteBatch};
 pub(super) const READERS: usize = 2;
 
 pub(super) struct CommitJob {
+    pub(super) life: u32,
     pub(super) commit: u64,
     pub(super) batch: Arc<WriteBatch>,
 }
@@ -98,8 +99,12 @@ pub(super) fn start_committer(
             }
             for job in jobs {
                 let result = committer.commit(&job);
-                let commit = job.commit;
-                let committed = Event::Committed { commit, result };
+                let CommitJob { life, commit, .. } = job;
+                let committed = Event::Committed {
+                    life,
+                    commit,
+                    result,
+                };
                 if events.send_urgent(committed).is_err() {
                     return;
                 }
@@ -111,16 +116,16 @@ pub(super) fn start_committer(
 pub(super) fn start_reader(
     index: usize,
     store: Arc<dyn MessageStore>,
-    jobs: Receiver<ReadJob>,
+    jobs: Receiver<(u32, ReadJob)>,
     events: Sender<Event>,
 ) -> io::Result<JoinHandle<()>> {
     let runtime = runtime()?;
     std::thread::Builder::new()
         .name(format!("reader-{index}"))
         .spawn(move || {
-            for job in jobs {
+            for (life, job) in jobs {
                 let input = runtime.block_on(read(&*store, job));
-                if events.send(Event::Read(input)).is_err() {
+                if events.send(Event::Read { life, input }).is_err() {
                     return;
                 }
             }

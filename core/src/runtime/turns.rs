@@ -19,7 +19,7 @@ use super::queue::Receiver;
 use super::store_threads::{CommitJob, ReadJob};
 use super::streams::{Bounds, EdgeStream, Flushed};
 use super::{EdgeReport, Event, FatalHook, Reply, Shared, Snapshot};
-use crate::engine::{EdgeKey, Effect, Engine, Input, Now, Request, Token};
+use crate::engine::{EdgeKey, Effect, Engine, EngineConfig, Input, Now, Request, Token};
 
 /// Events of one turn. More wait for the next one.
 const EVENTS_PER_TURN_MAX: usize = 1_024;
@@ -34,6 +34,8 @@ const DRAIN_MAX_NS: u64 = 10_000_000_000;
 /// Beyond the engine's own flush of watermarks, for what is due last.
 const DRAIN_MARGIN_NS: u64 = 50_000_000;
 
+/// What an edge is told when the core's lease is over.
+const LAPSED: &str = "the core is another from now on";
 /// What an edge is told when the core stops.
 const STOPPING: &str = "the core is stopping";
 
@@ -65,24 +67,30 @@ pub(super) struct Wiring {
     pub(super) shared: Arc<Shared>,
     pub(super) events: Receiver<Event>,
     pub(super) commits: Sender<CommitJob>,
-    pub(super) reads: Sender<ReadJob>,
+    pub(super) reads: Sender<(u32, ReadJob)>,
     pub(super) bounds: Bounds,
     pub(super) incarnation: u64,
     pub(super) watermark_flush_ms: u64,
     pub(super) on_fatal: FatalHook,
+    /// For the engines of later incarnations.
+    pub(super) engine: EngineConfig,
     pub(super) cluster: Option<ClusterLink>,
 }
 
 enum Stop {
     /// Since this time on the monotonic clock.
     Draining(u64),
-    /// The store failed, or the lease is over.
+    /// The store failed.
     Failed,
 }
 
 pub(super) struct Turns {
     wiring: Wiring,
     engine: Engine,
+    /// The engine's number. What an earlier one asked for is nobody's.
+    life: u32,
+    /// The engine is of an incarnation whose lease was valid at the end of the last turn.
+    is_born: bool,
     clock: Clock,
     effects: Vec<Effect>,
     streams: HashMap<EdgeKey, EdgeStream>,
@@ -108,6 +116,8 @@ impl Turns {
         Self {
             wiring,
             engine,
+            life: 0,
+            is_born: false,
             clock: Clock::new(),
             effects: Vec::new(),
             streams: HashMap::new(),
@@ -190,7 +200,7 @@ impl Turns {
     }
 
     fn turn(&mut self, first: Option<Event>) {
-        let now = self.clock.now();
+        let now = self.now();
         for edge in std::mem::take(&mut self.cut) {
             self.feed(Input::EdgeDetached { edge }, now);
         }
@@ -229,10 +239,23 @@ impl Turns {
         }
     }
 
+    /// The time of a turn. Message ids are made at it, so it keeps to what ownership allows these.
+    fn now(&self) -> Now {
+        let now = self.clock.now();
+        match &self.wiring.cluster {
+            Some(cluster) => Now {
+                unix_ms: (cluster.id_time_ms)(now.unix_ms),
+                ..now
+            },
+            None => now,
+        }
+    }
+
     fn end_turn(&mut self, now: Now) {
         self.engine.end_turn(now, &mut self.effects);
         if self.has_lapsed() {
-            return self.lapse();
+            tracing::warn!("the lease is over: this core forgets everything and starts over");
+            self.forget_everything(0);
         }
         self.carry_out(now);
         self.flush(now);
@@ -255,15 +278,30 @@ impl Turns {
             Event::Call {
                 user,
                 request,
+                from_core,
                 reply,
-            } => self.call(user, request, reply, now),
-            Event::Committed { commit, result } => {
+            } => self.call(user, request, from_core, reply, now),
+            Event::Committed {
+                life,
+                commit,
+                result,
+            } => {
                 self.commits_under_way -= 1;
-                self.feed(Input::Committed { commit, result }, now);
+                if life == self.life {
+                    self.feed(Input::Committed { commit, result }, now);
+                }
             }
-            Event::Read(input) => {
+            Event::Read { life, input } => {
                 self.reads_under_way -= 1;
-                self.feed(input, now);
+                if life == self.life {
+                    self.feed(input, now);
+                }
+            }
+            Event::Reborn(incarnation) => {
+                self.wiring.engine.worker_id = incarnation.worker_id;
+                self.forget_everything(incarnation.message_id_floor);
+                self.is_born = true;
+                self.wiring.shared.set_born(true);
             }
             Event::Told(input) => self.feed(input, now),
             Event::Stop => {
@@ -352,7 +390,7 @@ impl Turns {
         operations
     }
 
-    fn call(&mut self, user: String, request: Request, reply: Reply, now: Now) {
+    fn call(&mut self, user: String, request: Request, from_core: bool, reply: Reply, now: Now) {
         if self.stop.is_some() {
             return;
         }
@@ -364,6 +402,7 @@ impl Turns {
                 token,
                 user,
                 request,
+                from_core,
             },
             now,
         );
@@ -386,7 +425,11 @@ impl Turns {
                     }
                 }
                 Effect::CutEdge { edge, reason } => self.cut(edge, reason),
-                Effect::Commit { commit, batch } => self.commit(CommitJob { commit, batch }),
+                Effect::Commit { commit, batch } => self.commit(CommitJob {
+                    life: self.life,
+                    commit,
+                    batch,
+                }),
                 Effect::Load {
                     conversation,
                     recent_max,
@@ -458,21 +501,26 @@ impl Turns {
 
     fn has_lapsed(&self) -> bool {
         let cluster = self.wiring.cluster.as_ref();
-        cluster.is_some_and(|cluster| !(cluster.is_valid)())
+        self.is_born && cluster.is_some_and(|cluster| !(cluster.is_valid)())
     }
 
-    /// Says nothing of what this turn found: another core may know better already.
-    fn lapse(&mut self) {
+    /// Says nothing of what this turn found, since another core may know better already; ends all
+    /// streams, so that edges announce their sessions to the next engine; and begins that.
+    fn forget_everything(&mut self, message_id_floor: u64) {
         self.effects.clear();
-        if matches!(self.stop, Some(Stop::Failed)) {
-            return;
+        // Callers whose reply is dropped are told `unavailable` by their handle.
+        self.replies.clear();
+        for (_, stream) in self.streams.drain() {
+            self.wiring.shared.metrics.cut(LAPSED);
+            stream.port.cut(LAPSED);
         }
-        tracing::warn!("the lease is over: this core forgets everything and starts over");
-        self.stop = Some(Stop::Failed);
-        self.wiring.shared.fail();
-        if let Some(cluster) = &self.wiring.cluster {
-            (cluster.on_lapse)();
-        }
+        self.touched.clear();
+        self.cut.clear();
+        self.is_born = false;
+        self.wiring.shared.set_born(false);
+        self.life += 1;
+        let config = self.wiring.engine.clone();
+        self.engine = Engine::new(config, message_id_floor, rand::random());
     }
 
     fn commit(&mut self, job: CommitJob) {
@@ -484,7 +532,7 @@ impl Turns {
     fn read(&mut self, job: ReadJob) {
         self.reads_under_way += 1;
         // The readers live as long as this sender does.
-        let _ = self.wiring.reads.send(job);
+        let _ = self.wiring.reads.send((self.life, job));
     }
 
     fn flush(&mut self, now: Now) {

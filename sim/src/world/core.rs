@@ -271,6 +271,7 @@ impl World {
                     token,
                     user,
                     request,
+                    from_core: false,
                 }]
             }
             CoreInput::Store(input) => vec![input],
@@ -581,6 +582,7 @@ fn summary(input: &Input) -> String {
             token,
             user,
             request,
+            ..
         } => format!("{} of {user}: {request:?}", token.0),
         Input::Committed { commit, result } => format!("commit {commit} ended: {result:?}"),
         Input::Loaded {

@@ -433,6 +433,11 @@ fn a_call_that_came_to_the_wrong_core_is_passed_on_whole() {
         other => panic!("{other:?}"),
     }
     assert_eq!(world.answered(token), None, "the owner answers");
+
+    let token = world.ask_from("alice", send, true);
+    world.turn();
+    let error = world.answered(token).expect("an answer").unwrap_err();
+    assert_eq!(error.code, "unavailable", "passed on once, not on and on");
 }
 
 #[test]

@@ -723,12 +723,18 @@ impl World {
 
     /// Makes a call; the turn goes on.
     pub fn ask(&mut self, user: &str, request: Request) -> Token {
+        self.ask_from(user, request, false)
+    }
+
+    /// As [`World::ask`], perhaps by another core.
+    pub fn ask_from(&mut self, user: &str, request: Request, from_core: bool) -> Token {
         self.next_token += 1;
         let token = Token(self.next_token);
         self.feed(Input::Request {
             token,
             user: user.to_owned(),
             request,
+            from_core,
         });
         token
     }
