@@ -134,6 +134,7 @@ fn example(setting: &Setting) -> &'static str {
         Kind::Bytes { .. } => "64 KiB",
         Kind::Switch => "false",
         Kind::Choice(choices) => choices.first().copied().unwrap_or_default(),
+        Kind::List("NETWORK") => "10.0.0.0/8",
         Kind::List(_) => "https://chat.example.org",
         Kind::Filter => "info",
     }

@@ -33,6 +33,7 @@ impl Driver for Script {
         Ok(())
     }
     fn set_accepting(&mut self, _: bool) {}
+    fn admit(&mut self, _: u32) {}
     fn close_listeners(&mut self) {}
     fn connect(&mut self, _: SocketAddr, _: Option<SocketAddr>) -> io::Result<ConnId> {
         Err(io::ErrorKind::Unsupported.into())
@@ -54,6 +55,9 @@ impl Driver for Script {
     }
     fn stats(&self) -> DriverStats {
         DriverStats::default()
+    }
+    fn idle_ns(&self) -> u64 {
+        0
     }
     fn memory(&self) -> DriverMemory {
         DriverMemory::default()

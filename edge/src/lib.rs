@@ -9,13 +9,15 @@
 //! 5. [`hub`]: one item from the core to many local sockets
 //! 6. [`observe`]: metrics and the admin pages
 //!
-//! [`shard`] is the loop that turns events into inputs and actions into calls (`lull`: when it naps),
+//! [`shard`] is the loop that turns events into inputs and actions into calls (`lull`: when it naps,
+//! `admission`: whom it lets in),
 //! [`timers`] its wheel, [`node`] the threads, listeners and the link of a whole process.
 //!
 //! [`handover`] takes all of it from one process to the next.
 //!
 //! [`echo`] is a second use of the first two: an echo server for conformance suites.
 
+mod admission;
 pub mod echo;
 pub mod frame;
 pub mod handover;

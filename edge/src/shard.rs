@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender};
 use trunkline_proto::link::EdgeBatch;
 use trunkline_proto::ports::CorePort;
 
+use crate::admission::Admission;
 use crate::handover::{Held, Order};
 use crate::hub::ShardOp;
 use crate::link::ToShard;
@@ -42,8 +43,13 @@ pub struct ShardLoop {
     /// The core of the present attachment.
     core: Option<(u64, Arc<dyn CorePort>)>,
     actions: Actions,
-    /// Connections came in this turn.
-    accepted: bool,
+    /// Connections that came in this turn.
+    accepted: u64,
+    /// Events of the driver and of the core in this turn.
+    events: u64,
+    admission: Admission,
+    /// As the driver told it when the last turn ended.
+    idle_ns: u64,
     turns: u64,
     /// Time spent on the link, ns.
     link_ns: u64,
@@ -84,12 +90,14 @@ impl ShardLoop {
         Self {
             waker: driver.waker(),
             driver,
-            shard,
             inbox,
             published,
             core: None,
             actions: Actions::default(),
-            accepted: false,
+            accepted: 0,
+            events: 0,
+            admission: Admission::new(shard.arrival_rate()),
+            idle_ns: 0,
             turns: 0,
             link_ns: 0,
             lull: Lull::new(started),
@@ -105,6 +113,7 @@ impl ShardLoop {
             reads_at: None,
             announced_by: None,
             released: None,
+            shard,
         }
     }
 
@@ -117,7 +126,10 @@ impl ShardLoop {
     /// Waits for something to happen and deals with it. True when the shard is drained or stopped,
     /// and not to be turned again.
     pub fn turn(&mut self) -> io::Result<bool> {
+        let (began, openings) = (self.ended, self.shard.openings());
+        let napped_ns = self.nap_ns;
         self.nap();
+        self.admit();
         self.waker.going_to_sleep();
         let timeout = self.timeout();
         if timeout.is_zero() {
@@ -131,12 +143,17 @@ impl ShardLoop {
         }
         let heard = self.take_inbox();
         self.shard.end_turn(&mut self.actions);
-        let quiet = heard == 0 && !self.accepted && self.actions.is_empty();
+        let quiet = heard == 0 && self.accepted == 0 && self.actions.is_empty();
         self.apply();
         if self.is_moving() && self.move_on()? {
             return Ok(true);
         }
         self.ended = Instant::now();
+        self.charge(
+            began,
+            self.nap_ns - napped_ns,
+            self.shard.openings() - openings,
+        );
         self.lull.turned(self.ended, quiet);
         self.link_ns += nanos(self.ended.duration_since(time));
         self.publish_if_due();
@@ -145,6 +162,31 @@ impl ShardLoop {
             self.publish();
         }
         Ok(over)
+    }
+
+    /// Tells the driver whom to let in.
+    fn admit(&mut self) {
+        let now_ns = nanos(self.ended.duration_since(self.started));
+        // Who is held back has slept until then.
+        let now_ns = match self.admission.is_held() {
+            true => nanos(self.started.elapsed()),
+            false => now_ns,
+        };
+        self.driver.admit(self.admission.allowed(now_ns));
+    }
+
+    /// Accounts for what opening sessions has cost in the turn since `began`. The turn's work, the
+    /// kernel's part in it too, is told apart by the number of its events.
+    fn charge(&mut self, began: Instant, napped_ns: u64, openings: u64) {
+        let idle_ns = self.driver.idle_ns();
+        let slept_ns = idle_ns - std::mem::replace(&mut self.idle_ns, idle_ns) + napped_ns;
+        if openings > 0 {
+            let turn_ns = nanos(self.ended.duration_since(began)).saturating_sub(slept_ns);
+            let events = self.events.max(openings);
+            let work_ns = u128::from(turn_ns) * u128::from(openings) / u128::from(events);
+            let now_ns = nanos(self.ended.duration_since(self.started));
+            self.admission.charge(now_ns, self.accepted, work_ns as u64);
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -164,7 +206,11 @@ impl ShardLoop {
         let ends = [self.ends_at, self.reads_at].into_iter().flatten().min();
         let end = ends.map(|at| at.saturating_duration_since(time));
         let shard = self.shard.timeout();
-        let wanted = [publish, end, shard].into_iter().flatten().min();
+        let opens = self.admission.is_held().then(|| {
+            let at = self.started + Duration::from_nanos(self.admission.opens_at());
+            at.saturating_duration_since(time)
+        });
+        let wanted = [publish, end, shard, opens].into_iter().flatten().min();
         wanted.unwrap_or(SLEEP_MAX).min(SLEEP_MAX)
     }
 
@@ -172,14 +218,13 @@ impl ShardLoop {
     fn turn_driver(&mut self, timeout: Duration) -> io::Result<bool> {
         let origin = self.origin;
         let shard = &mut self.shard;
-        let mut any = false;
-        let mut accepted = false;
+        let (mut events, mut accepted) = (0, 0);
         self.driver.turn(timeout, &mut |event| {
             // The clock is read when the wait is over, once for all that has come.
-            if !any {
+            if events == 0 {
                 shard.begin(now(origin, Instant::now()));
-                any = true;
             }
+            events += 1;
             match event {
                 Event::Accepted {
                     conn,
@@ -190,7 +235,7 @@ impl ShardLoop {
                         LISTENER_TCP => Transport::Tcp,
                         _ => Transport::WebSocket,
                     };
-                    accepted = true;
+                    accepted += 1;
                     shard.accepted(conn, transport, peer);
                 }
                 Event::Received { conn, data } => shard.received(conn, data),
@@ -203,8 +248,9 @@ impl ShardLoop {
             }
         })?;
         self.accepted = accepted;
-        self.dirty |= any;
-        Ok(any)
+        self.events = events;
+        self.dirty |= events > 0;
+        Ok(events > 0)
     }
 
     /// Takes what the link and others have left for this shard; how many items.
@@ -248,6 +294,7 @@ impl ShardLoop {
                 ops,
                 settles,
             } => {
+                self.events += ops.len() as u64;
                 if self.is_attached(attachment) {
                     self.shard.core_ops(ops, settles);
                 } else {
@@ -331,6 +378,7 @@ impl ShardLoop {
             driver,
             elapsed_ns: nanos(self.ended.duration_since(self.started)),
             link_ns: self.link_ns,
+            held_ns: self.admission.held_ns(),
             turns: self.turns,
         };
         self.shard.note_driver_memory(self.driver.memory());

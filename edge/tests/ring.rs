@@ -67,6 +67,7 @@ on_every_driver!(
     peers_have_addresses,
     arrivals_keep_to_the_budget,
     rings_are_filled_one_after_another,
+    the_established_are_served_between_arrivals,
     accepting_can_be_paused,
     closed_listeners_refuse,
     a_second_send_of_a_turn_closes,

@@ -177,7 +177,8 @@ struct Worker {
 pub struct Shape {
     /// When clients that were refused or lost their connection try again.
     pub backoff: Backoff,
-    /// Clients from this number on begin at the second edge.
+    /// Clients from this number on begin at the second edge, and have a thread of their own beside
+    /// those of the flags: what the others cost the generator does not stand in their latency.
     pub second_edge_from: u32,
 }
 
@@ -188,6 +189,21 @@ impl Default for Shape {
             second_edge_from: u32::MAX,
         }
     }
+}
+
+/// The clients of each worker: even numbers of those below `apart` for each of `threads`, and one
+/// worker for the rest, if there is any.
+fn shares(clients: u32, threads: u32, apart: u32) -> Vec<std::ops::Range<u32>> {
+    let together = apart.min(clients);
+    let share = together.div_ceil(threads.max(1)).next_multiple_of(2).max(2);
+    let starts = (0..together).step_by(share as usize);
+    let mut all: Vec<_> = starts
+        .map(|first| first..together.min(first + share))
+        .collect();
+    if together < clients {
+        all.push(together..clients);
+    }
+    all
 }
 
 /// For an order to reach all workers and the answer to come back.
@@ -217,11 +233,9 @@ impl Fleet {
             .ok_or_else(|| BenchError::Usage("cannot read ip_local_port_range".into()))?;
         let sources = Sources::new(edges[0], args.connections, args.per_source, ports)?;
         let shared = Arc::new(Shared::new());
-        let share = args.connections.div_ceil(args.threads).next_multiple_of(2);
         let mut workers = Vec::new();
-        let mut first = 0;
-        while first < args.connections {
-            let count = share.min(args.connections - first);
+        for numbers in shares(args.connections, args.threads, shape.second_edge_from) {
+            let (first, count) = (numbers.start, numbers.end - numbers.start);
             let part = f64::from(count) / f64::from(args.connections);
             let plan = Plan {
                 edges: edges.clone(),
@@ -248,7 +262,6 @@ impl Fleet {
                 thread,
                 count,
             });
-            first += count;
         }
         Ok(Self {
             shared,
@@ -275,13 +288,15 @@ impl Fleet {
 
     /// Lets about `total` clients dial, each worker its share; returns how many these are.
     pub fn allow(&self, total: u32) -> Result<u32, BenchError> {
-        // Rounded as the workers' shares are, or the last of an uneven fleet is never let in.
-        let share = total.div_ceil(self.workers.len() as u32);
-        let share = share.next_multiple_of(2);
+        let mut allowed = 0;
         for worker in &self.workers {
+            let part = u64::from(total) * u64::from(worker.count);
+            let share = part.div_ceil(u64::from(self.count.max(1))) as u32;
+            let share = share.min(worker.count);
             self.order(worker, Order::Allow(share))?;
+            allowed += share;
         }
-        Ok(self.workers.iter().map(|w| w.count.min(share)).sum())
+        Ok(allowed)
     }
 
     /// Has all clients leave, and come back at once.
@@ -403,5 +418,21 @@ impl Fleet {
             ended.map_err(|_| BenchError::Server("a generator thread panicked".into()))??;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_of_the_second_edge_have_a_worker_of_their_own() {
+        assert_eq!(
+            shares(65_200, 2, 65_000),
+            [0..32_500, 32_500..65_000, 65_000..65_200]
+        );
+        assert_eq!(shares(9, 2, u32::MAX), [0..6, 6..9]);
+        assert_eq!(shares(3, 4, u32::MAX), [0..2, 2..3]);
+        assert_eq!(shares(5, 1, 0), [0..5]);
     }
 }

@@ -21,12 +21,20 @@ const READY_MAX: Duration = Duration::from_secs(20);
 const STOP_MAX: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 const ANY: &str = "127.0.0.1:0";
+/// Connects of an address are limited as on a public listener, except for the generator, of which a
+/// few addresses stand for all clients, like a load balancer's.
+const CONNECTS: [&str; 4] = [
+    "--connect-rate",
+    "100",
+    "--connect-rate-exempt",
+    "127.0.0.0/8,::1",
+];
 
 impl Spawned {
     /// Both tiers in one process.
     pub fn serve(secret: &str, more: &[String]) -> Result<Self, BenchError> {
         let listeners = ["--ws", "--tcp", "--http", "--admin"];
-        let limits = ["--send-rate", "0", "--connect-rate", "0"];
+        let limits = [&CONNECTS[..], &["--send-rate", "0"]].concat();
         Self::start("serve", secret, &listeners, &limits, more)
     }
 
@@ -40,7 +48,7 @@ impl Spawned {
     pub fn edge(secret: &str, grpc: &str, more: &[String]) -> Result<Self, BenchError> {
         let core = format!("http://{grpc}");
         let listeners = ["--ws", "--tcp", "--admin"];
-        let limits = ["--send-rate", "0", "--connect-rate", "0", "--core", &core];
+        let limits = [&CONNECTS[..], &["--send-rate", "0", "--core", &core]].concat();
         Self::start("edge", secret, &listeners, &limits, more)
     }
 

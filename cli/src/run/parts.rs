@@ -101,6 +101,8 @@ pub fn edge_config(settings: &Settings) -> EdgeConfig {
                 .connect_rate
                 .unwrap_or_else(|| automatic_connect_rate(settings)),
             address_burst: settings.connect_burst,
+            address_exempt: settings.connect_rate_exempt.clone(),
+            arrival_rate: settings.arrival_rate,
             outbox: Bounds {
                 soft: settings.outbox_soft_bytes,
                 hard: settings.outbox_hard_bytes,

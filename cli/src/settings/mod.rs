@@ -7,10 +7,11 @@
 //! - [`layers`]: flags over environment over file over defaults
 //! - this file: the typed [`Settings`] and the rules that span several of them
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use trunkline_edge::ring::{DriverChoice, ReceiveMode};
 use trunkline_proto::ids::is_valid_id;
 
@@ -59,6 +60,9 @@ pub struct Settings {
     /// `None`: as the addresses demand.
     pub connect_rate: Option<u32>,
     pub connect_burst: u32,
+    pub connect_rate_exempt: Vec<IpNet>,
+    /// 0: no limit.
+    pub arrival_rate: u32,
     pub sessions_per_user_max: u32,
     pub frame_bytes_max: usize,
     pub outbox_soft_bytes: usize,
@@ -136,6 +140,8 @@ impl Settings {
             send_burst: reader.number("send_burst").unwrap_or_default() as u32,
             connect_rate: reader.number("connect_rate").map(|n| n as u32),
             connect_burst: reader.number("connect_burst").unwrap_or_default() as u32,
+            connect_rate_exempt: Vec::new(),
+            arrival_rate: reader.number("arrival_rate").unwrap_or_default() as u32,
             sessions_per_user_max: reader.number("sessions_per_user_max").unwrap_or_default()
                 as u32,
             frame_bytes_max: reader.size("frame_bytes_max"),
@@ -153,8 +159,9 @@ impl Settings {
             log: reader.text("log").unwrap_or_default(),
             log_json: reader.text("log_format").as_deref() == Some("json"),
         };
+        let networks = reader.list("connect_rate_exempt");
         let dev_tokens_told = reader.switch("dev_tokens");
-        settings.checked(layers, dev_tokens_told, problems)
+        settings.checked(layers, dev_tokens_told, &networks, problems)
     }
 
     /// The rules that span several settings.
@@ -162,6 +169,7 @@ impl Settings {
         mut self,
         layers: &Layers,
         dev_tokens_told: Option<bool>,
+        networks: &[String],
         problems: &mut Vec<Problem>,
     ) -> Self {
         let mut rules = Rules {
@@ -181,6 +189,16 @@ impl Settings {
         }
         if let Some(id) = self.edge_id.as_deref().filter(|id| !is_valid_id(id)) {
             rules.wrong("edge_id", format!("{id:?}: 1-64 bytes of A-Za-z0-9._:@-"));
+        }
+        for text in networks {
+            match network_of(text) {
+                Some(network) => self.connect_rate_exempt.push(network),
+                None => {
+                    let message =
+                        format!("{text:?} is no network: 10.0.0.0/8, 2001:db8::/32, 192.0.2.7");
+                    rules.wrong("connect_rate_exempt", message);
+                }
+            }
         }
         if !self.recv_buffers.is_power_of_two() {
             let message = format!("{} is not a power of two", self.recv_buffers);
@@ -210,6 +228,12 @@ impl Settings {
             .filter(|a| !a.ip().is_loopback())
             .collect()
     }
+}
+
+/// A network, or a single address as one.
+fn network_of(text: &str) -> Option<IpNet> {
+    let single = || text.parse::<IpAddr>().ok().map(IpNet::from);
+    text.parse().ok().or_else(single)
 }
 
 /// `*` among the origins allows all, as an empty list does.
@@ -412,6 +436,21 @@ mod tests {
         let flags: Vec<_> = flags.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
         Settings::load(role, &flags, None, &[])
             .map_err(|p| p.iter().map(Problem::to_string).collect())
+    }
+
+    #[test]
+    fn networks_are_read_and_what_is_none_is_named() {
+        let told = [("connect_rate_exempt", "10.0.0.0/8,192.0.2.7,2001:db8::/32")];
+        let networks = load(Role::Serve, &told).unwrap().connect_rate_exempt;
+        let texts: Vec<String> = networks.iter().map(IpNet::to_string).collect();
+        assert_eq!(texts, ["10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"]);
+        let told = [("connect_rate_exempt", "10.0.0.0/8,balancer")];
+        let problems = load(Role::Serve, &told).unwrap_err();
+        assert_eq!(problems.len(), 1);
+        assert!(
+            problems[0].contains("\"balancer\" is no network"),
+            "{problems:?}"
+        );
     }
 
     #[test]

@@ -397,6 +397,24 @@ pub const TABLE: &[Setting] = &[
     setting(
         LIMITS,
         SERVE_EDGE,
+        "connect_rate_exempt",
+        Kind::List("NETWORK"),
+        None,
+        "Networks such as 10.0.0.0/8, comma-separated, that connect_rate does not limit: \
+         load balancers, gateways of many users.",
+    ),
+    setting(
+        LIMITS,
+        SERVE_EDGE,
+        "arrival_rate",
+        count(0, 10_000_000),
+        Some("0"),
+        "Connections per second that the whole process lets in; 0: as many as a quarter of the \
+         shards' time is enough for. Further ones wait in the kernel until their turn.",
+    ),
+    setting(
+        LIMITS,
+        SERVE_EDGE,
         "sessions_per_user_max",
         count(1, 1_000),
         Some("8"),

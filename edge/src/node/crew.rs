@@ -391,8 +391,7 @@ fn settings_of(all: &Settings, number: usize, shards: usize, incarnation: u64) -
         seed: incarnation ^ (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15),
         address_rate: all.address_rate.div_ceil(shards),
         address_burst: all.address_burst.div_ceil(shards),
-        accept_rate: all.accept_rate.div_ceil(shards),
-        accept_burst: all.accept_burst.div_ceil(shards),
+        arrival_rate: all.arrival_rate.div_ceil(shards),
         ..all.clone()
     }
 }

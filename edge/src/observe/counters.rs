@@ -268,11 +268,12 @@ impl Counters {
 }
 
 /// What a shard's loop did with its time, and its driver's numbers: see [`DriverStats`].
-pub const DRIVER_NUMBERS: [(Kind, &str, &str); 16] = [
+pub const DRIVER_NUMBERS: [(Kind, &str, &str); 17] = [
     (Kind::Counter, "loop_seconds", "state=\"kernel\""),
     (Kind::Counter, "loop_seconds", "state=\"idle\""),
     (Kind::Counter, "loop_seconds", "state=\"frames\""),
     (Kind::Counter, "loop_seconds", "state=\"link\""),
+    (Kind::Counter, "arrivals_held_seconds", ""),
     (Kind::Counter, "ring_accepted", ""),
     (Kind::Counter, "ring_accept_refused", ""),
     (Kind::Gauge, "ring_accepts_waiting", ""),
@@ -288,7 +289,7 @@ pub const DRIVER_NUMBERS: [(Kind, &str, &str); 16] = [
 ];
 
 /// The first of [`DRIVER_NUMBERS`] are times in ns; the rest are counts.
-pub const DRIVER_TIMES: usize = 4;
+pub const DRIVER_TIMES: usize = 5;
 
 /// What a loop knows of itself.
 #[derive(Clone, Copy, Debug, Default)]
@@ -297,6 +298,8 @@ pub struct LoopStats {
     pub elapsed_ns: u64,
     /// Of it, in what the core sent and in handing everything on: the turn after the driver's.
     pub link_ns: u64,
+    /// In which arrivals were held back, whatever else was done meanwhile.
+    pub held_ns: u64,
     pub turns: u64,
 }
 
@@ -308,6 +311,7 @@ fn loop_values(of: &LoopStats) -> [u64; DRIVER_NUMBERS.len()] {
         stats.idle_ns,
         of.elapsed_ns.saturating_sub(elsewhere_ns),
         of.link_ns,
+        of.held_ns,
         stats.accepted,
         stats.accept_refused,
         stats.accepts_waiting,

@@ -175,6 +175,7 @@ mod tests {
             },
             elapsed_ns: 2_000_000_000,
             link_ns: 200_000_000,
+            held_ns: 400_000_000,
             turns: 9,
         };
         for shard in &shards {
@@ -197,6 +198,7 @@ mod tests {
             "trunkline_edge_loop_seconds_total{state=\"idle\",shard=\"1\"} 1.500000000",
             "trunkline_edge_loop_seconds_total{state=\"frames\",shard=\"0\"} 0.300000000",
             "trunkline_edge_loop_seconds_total{state=\"link\",shard=\"0\"} 0.200000000",
+            "trunkline_edge_arrivals_held_seconds_total{shard=\"1\"} 0.400000000",
             "# TYPE trunkline_edge_ring_accepts_waiting gauge",
             "trunkline_edge_ring_enters_total{shard=\"0\"} 3",
             "trunkline_edge_loop_turns_total{shard=\"1\"} 9",

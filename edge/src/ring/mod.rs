@@ -191,6 +191,11 @@ pub trait Driver {
     /// Stop or resume accepting on all listeners; established connections do not notice.
     fn set_accepting(&mut self, accepting: bool);
 
+    /// From now on at most `arrivals` are announced in a turn, and never more than the configured
+    /// budget. The rest waits in the kernel's queue of the listener; with 0 all do, and no turn ends
+    /// its wait for them.
+    fn admit(&mut self, arrivals: u32);
+
     /// Close the listening sockets for good: the port refuses from now on.
     fn close_listeners(&mut self);
 
@@ -221,6 +226,9 @@ pub trait Driver {
     fn waker(&self) -> Waker;
 
     fn stats(&self) -> DriverStats;
+
+    /// [`DriverStats::idle_ns`] alone, for each turn.
+    fn idle_ns(&self) -> u64;
 
     /// What its tables, buffers and queues take.
     fn memory(&self) -> DriverMemory;

@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use hashbrown::HashMap;
+use ipnet::IpNet;
 use trunkline_proto::gcra::{Gcra, Rate};
 
 /// Addresses with a limiter of their own, of one shard.
@@ -18,6 +19,8 @@ const SWEEP_INTERVAL_NS: u64 = 1_000_000_000;
 #[derive(Debug)]
 pub struct Addresses {
     rate: Rate,
+    /// Load balancers and the like: many users behind one address.
+    exempt: Vec<IpNet>,
     limiters: HashMap<u128, Gcra>,
     /// Of everyone who found no place in the table.
     others: Gcra,
@@ -25,10 +28,11 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// `rate` unlimited: nothing is kept.
-    pub fn new(rate: Rate) -> Self {
+    /// `rate` unlimited: nothing is kept. Nor is it of the `exempt`.
+    pub fn new(rate: Rate, exempt: Vec<IpNet>) -> Self {
         Self {
             rate,
+            exempt,
             limiters: HashMap::new(),
             others: Gcra::default(),
             next_sweep_ns: 0,
@@ -38,6 +42,10 @@ impl Addresses {
     /// Takes one connect of `peer`, or says after how many ms it may be tried again.
     pub fn take(&mut self, peer: IpAddr, now_ns: u64) -> Result<(), u32> {
         if self.rate.is_unlimited() {
+            return Ok(());
+        }
+        let address = peer.to_canonical();
+        if self.exempt.iter().any(|network| network.contains(&address)) {
             return Ok(());
         }
         let key = key(peer);
@@ -82,7 +90,7 @@ mod tests {
 
     #[test]
     fn addresses_do_not_slow_one_another() {
-        let mut addresses = Addresses::new(Rate::new(1, 2));
+        let mut addresses = Addresses::new(Rate::new(1, 2), Vec::new());
         let [a, b] = ["192.0.2.1", "192.0.2.2"].map(|a| a.parse().unwrap());
         assert!(addresses.take(a, SECOND).is_ok());
         assert!(addresses.take(a, SECOND).is_ok());
@@ -92,8 +100,23 @@ mod tests {
     }
 
     #[test]
+    fn exempt_networks_have_no_limit_and_no_place_in_the_table() {
+        let exempt = ["10.0.0.0/8", "2001:db8::/32"].map(|n| n.parse().unwrap());
+        let mut addresses = Addresses::new(Rate::new(1, 1), exempt.to_vec());
+        for address in ["10.9.8.7", "2001:db8:1::1", "::ffff:10.1.1.1"] {
+            for _ in 0..10 {
+                assert!(addresses.take(address.parse().unwrap(), SECOND).is_ok());
+            }
+        }
+        assert!(addresses.limiters.is_empty());
+        let other = "11.0.0.1".parse().unwrap();
+        assert!(addresses.take(other, SECOND).is_ok());
+        assert!(addresses.take(other, SECOND).is_err());
+    }
+
+    #[test]
     fn a_host_is_not_many_by_its_many_ipv6_addresses() {
-        let mut addresses = Addresses::new(Rate::new(1, 1));
+        let mut addresses = Addresses::new(Rate::new(1, 1), Vec::new());
         let [a, b, c] =
             ["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"].map(|a| a.parse().unwrap());
         assert!(addresses.take(a, SECOND).is_ok());
@@ -103,7 +126,7 @@ mod tests {
 
     #[test]
     fn the_table_is_bounded_and_idle_addresses_make_room() {
-        let mut addresses = Addresses::new(Rate::new(1, 1));
+        let mut addresses = Addresses::new(Rate::new(1, 1), Vec::new());
         let address = |n: u32| IpAddr::V4(n.into());
         for n in 0..ADDRESSES_MAX as u32 {
             assert!(addresses.take(address(n), SECOND).is_ok());

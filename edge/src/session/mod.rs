@@ -55,7 +55,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use trunkline_identity::Verifier;
 use trunkline_proto::client::ServerFrame;
-use trunkline_proto::gcra::{Gcra, Rate};
+use trunkline_proto::gcra::Rate;
 use trunkline_proto::link::{EdgeOp, SessionOpened};
 use trunkline_proto::ports::Handle;
 
@@ -144,8 +144,6 @@ pub struct Shard {
     settings: Settings,
     verifier: Verifier,
     send_rate: Rate,
-    accept_rate: Rate,
-    accepts: Gcra,
     now: Now,
     tick: u32,
     tick_ns: u64,
@@ -159,6 +157,8 @@ pub struct Shard {
     addresses: Addresses,
     closed: ClosedLog,
     drain: Option<Drain>,
+    /// Steps towards open sessions that were taken so far: see [`Shard::openings`].
+    openings: u64,
     /// FIN behind what leaves in this turn.
     fins: Vec<ConnId>,
     /// To be dropped at the end of this turn.
@@ -183,8 +183,6 @@ impl Shard {
         let address_rate = Rate::new(settings.address_rate, settings.address_burst);
         Self {
             send_rate: Rate::new(settings.send_rate, settings.send_burst),
-            accept_rate: Rate::new(settings.accept_rate, settings.accept_burst),
-            accepts: Gcra::default(),
             now: Now::default(),
             tick: 1,
             tick_ns,
@@ -195,15 +193,27 @@ impl Shard {
             turns: Turns::default(),
             uplink: Uplink::default(),
             counters: Counters::default(),
-            addresses: Addresses::new(address_rate),
+            addresses: Addresses::new(address_rate, settings.address_exempt.clone()),
             closed: ClosedLog::default(),
             drain: None,
+            openings: 0,
             fins: Vec::new(),
             drops: Vec::new(),
             scratch: Vec::new(),
             settings,
             verifier,
         }
+    }
+
+    /// Connections per second that are let in; 0: no limit.
+    pub const fn arrival_rate(&self) -> u32 {
+        self.settings.arrival_rate
+    }
+
+    /// Events so far that were part of opening a session: arrivals, handshakes, `connect`s, and the
+    /// core's answers to these.
+    pub const fn openings(&self) -> u64 {
+        self.openings
     }
 
     /// The turn begins at `now`, which never goes back in its monotonic part.

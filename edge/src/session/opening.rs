@@ -45,6 +45,7 @@ enum Handshake {
 impl Shard {
     /// A new connection.
     pub fn accepted(&mut self, id: ConnId, transport: Transport, peer: SocketAddr) {
+        self.openings += 1;
         let deadline = self.ticks_ahead(match transport {
             Transport::WebSocket => self.settings.handshake_ms,
             Transport::Tcp => self.settings.connect_ms,
@@ -79,14 +80,14 @@ impl Shard {
         }
     }
 
-    /// Takes one connect from the limits of the shard and of the address.
+    /// Takes one connect from the limit of the address.
     fn take_connect(&mut self, peer: SocketAddr) -> Result<(), u32> {
-        self.addresses.take(peer.ip(), self.now.mono_ns)?;
-        self.accepts.take(self.accept_rate, self.now.mono_ns)
+        self.addresses.take(peer.ip(), self.now.mono_ns)
     }
 
     /// Bytes of an HTTP request.
     pub(super) fn read_handshake(&mut self, id: ConnId, data: &mut [u8]) {
+        self.openings += 1;
         let Some(conn) = self.slots.get_mut(id) else {
             return;
         };
@@ -229,6 +230,7 @@ impl Shard {
 
     /// `connect` on a connection that is no session yet.
     pub(super) fn connect(&mut self, id: ConnId, frame_id: String, connect: &Connect) {
+        self.openings += 1;
         if let Err(what) = check(connect) {
             self.send_error(id, &frame_id, Code::BadRequest.error(what));
             return;
@@ -316,6 +318,7 @@ impl Shard {
         if conn.state != State::Registering {
             return;
         }
+        self.openings += 1;
         let (connect_id, queue) = match conn.cold.as_mut() {
             Some(cold) => {
                 cold.queue_bytes = 0;

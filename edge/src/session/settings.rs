@@ -1,5 +1,6 @@
 //! What a shard is told at its start, each bound by name.
 
+use ipnet::IpNet;
 use trunkline_proto::limits;
 
 use super::outbox::Bounds;
@@ -24,9 +25,10 @@ pub struct Settings {
     /// Connects per second and address on this shard, and at once; rate 0: no limit.
     pub address_rate: u32,
     pub address_burst: u32,
-    /// Connects per second on this shard, and at once; rate 0: no limit.
-    pub accept_rate: u32,
-    pub accept_burst: u32,
+    /// Networks whose addresses have no such limit.
+    pub address_exempt: Vec<IpNet>,
+    /// Connections per second that this shard lets in, the rest waits in the kernel; 0: no limit.
+    pub arrival_rate: u32,
     /// An HTTP request must have come in whole.
     pub handshake_ms: u64,
     /// `connect` must have come.
@@ -66,8 +68,8 @@ impl Default for Settings {
             refused_in_row_max: 200,
             address_rate: 100,
             address_burst: 1_000,
-            accept_rate: 0,
-            accept_burst: 0,
+            address_exempt: Vec::new(),
+            arrival_rate: 0,
             handshake_ms: limits::CONNECT_DEADLINE_MS,
             connect_ms: limits::CONNECT_DEADLINE_MS,
             register_ms: 10_000,

@@ -203,10 +203,9 @@ pub fn a_full_table_recovers(kind: Kind) {
         assert!(shard.live().len() <= capacity);
     }
     let refused = shard.stats().accept_refused;
-    if matches!(kind, Kind::Uring | Kind::Polled) {
-        assert!(refused > 0, "the kernel dropped none");
-    }
-    // Every connection is either dropped and counted, or gets its turn when others close.
+    // Nobody is taken from the queue of the listener for whom there is no room.
+    assert_eq!(refused, 0, "{kind:?}");
+    // Every connection gets its turn when others close.
     let mut handled = 0;
     shard.until("all others", |shard| {
         for conn in shard.live().clone() {
@@ -375,6 +374,68 @@ pub fn rings_are_filled_one_after_another(kind: Kind) {
     }
     assert_eq!(shard.live().len() as u32, 18 * rings);
     assert_eq!(shard.stats().accept_refused, 0);
+}
+
+/// Hundreds wait at the port: held back, they stay in the kernel and the driver sleeps; let in by few,
+/// no turn takes more, and each serves who is there.
+pub fn the_established_are_served_between_arrivals(kind: Kind) {
+    const WAITING: usize = 300;
+    const EACH_TURN: u32 = 3;
+    let mut shard = Shard::echoing(kind, DriverConfig::default());
+    let (mut calm, conn) = shard.pair();
+    calm.set_nodelay(true).unwrap();
+    shard.seen.clear();
+    shard.driver.admit(0);
+    // What was under way has ended.
+    shard.turn(Duration::ZERO);
+    shard.turn(Duration::from_millis(1));
+    let waiting: Vec<_> = (0..WAITING)
+        .map(|_| TcpStream::connect(shard.address).unwrap())
+        .collect();
+    let mut ping = |shard: &mut Shard| {
+        calm.write_all(b"ping").unwrap();
+        shard.turn(Duration::from_millis(100));
+        let served = |seen: &Seen| *seen == Seen::Received(conn, 4);
+        assert!(shard.seen.iter().any(served), "{kind:?}: {:?}", shard.seen);
+        let first = shard.seen.iter().position(served);
+        let arrival = |seen: &Seen| matches!(seen, Seen::Accepted(..));
+        let arrived = shard.seen.iter().position(arrival);
+        assert!(
+            arrived.is_none() || first < arrived,
+            "{kind:?}: who is there comes first"
+        );
+        let mut count = shard.count(arrival);
+        shard.seen.clear();
+        // The echo leaves with a turn in which nobody knocks.
+        let mut answer = [0; 4];
+        shard.driver.admit(0);
+        shard.turn(Duration::ZERO);
+        calm.read_exact(&mut answer).unwrap();
+        count += shard.count(arrival);
+        shard.seen.clear();
+        count
+    };
+    for _ in 0..20 {
+        assert_eq!(ping(&mut shard), 0, "{kind:?}");
+    }
+    let stats = shard.stats();
+    assert_eq!((stats.accepted, stats.accepts_waiting), (1, 0), "{kind:?}");
+    let enters = stats.enters;
+    for _ in 0..3 {
+        shard.turn(Duration::from_millis(20));
+    }
+    // No turn ended early for those who wait.
+    assert!(shard.stats().enters - enters <= 12, "{kind:?}");
+    let (deadline, mut arrived) = (Instant::now() + DEADLINE, 0);
+    while arrived < WAITING {
+        assert!(Instant::now() < deadline, "{kind:?}: {arrived} arrived");
+        shard.driver.admit(EACH_TURN);
+        let count = ping(&mut shard);
+        assert!(count <= EACH_TURN as usize, "{kind:?}: {count} in one turn");
+        arrived += count;
+    }
+    assert_eq!(shard.stats().accept_refused, 0);
+    drop(waiting);
 }
 
 pub fn accepting_can_be_paused(kind: Kind) {

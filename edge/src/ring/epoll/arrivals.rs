@@ -27,8 +27,11 @@ impl EpollDriver {
         if self.retry_at.is_some_and(|at| at <= Instant::now()) {
             self.retry_at = None;
         }
-        let wanted =
-            self.accepting && self.held == Hold::Nothing && !self.full && self.retry_at.is_none();
+        let wanted = self.accepting
+            && self.admitted > 0
+            && self.held == Hold::Nothing
+            && !self.full
+            && self.retry_at.is_none();
         for index in 0..self.listeners.len() {
             let listener = &self.listeners[index];
             if listener.watched != wanted {

@@ -57,6 +57,10 @@ pub struct EpollDriver {
     full: bool,
     retry_at: Option<Instant>,
     accept_budget: u32,
+    /// Of it, what is let in at present.
+    admitted: u32,
+    /// Listeners with somebody in their queue, until the turn has served those that are there.
+    knocks: Vec<usize>,
     receive_budget: u32,
     buffer: Box<[u8]>,
     outbox: Vec<(ConnId, Bytes)>,
@@ -91,6 +95,8 @@ impl EpollDriver {
             full: false,
             retry_at: None,
             accept_budget: config.accept_budget.max(1),
+            admitted: u32::MAX,
+            knocks: Vec::new(),
             receive_budget: config.receive_budget.max(1),
             buffer: vec![0; RECEIVE_BUFFER].into_boxed_slice(),
             outbox: Vec::new(),
@@ -182,14 +188,14 @@ impl EpollDriver {
         Ok(())
     }
 
-    fn handle(&mut self, event: libc::epoll_event, accept_budget: &mut u32, on_event: OnEvent<'_>) {
+    fn handle(&mut self, event: libc::epoll_event, on_event: OnEvent<'_>) {
         let token = Token::unpack(event.u64);
         match token.operation {
             Operation::Wake => {
                 self.waker.clear();
                 return on_event(Event::Woken);
             }
-            Operation::Accept => return self.accept(token.slot as usize, accept_budget, on_event),
+            Operation::Accept => return self.knocks.push(token.slot as usize),
             _ => {}
         }
         if !self.slots.current(token.slot, token.generation) {
@@ -249,6 +255,11 @@ impl Driver for EpollDriver {
         self.update_accepting();
     }
 
+    fn admit(&mut self, arrivals: u32) {
+        // The next turn looks at it before it waits.
+        self.admitted = arrivals;
+    }
+
     fn close_listeners(&mut self) {
         self.listeners.clear();
     }
@@ -302,12 +313,15 @@ impl Driver for EpollDriver {
         self.wait(if happened { Duration::ZERO } else { timeout })?;
         self.waker.awake();
         let events = std::mem::take(&mut self.events);
-        let mut accept_budget = self.accept_budget;
         for event in &events {
-            self.handle(*event, &mut accept_budget, on_event);
+            self.handle(*event, on_event);
         }
         self.events = events;
         self.read_ready(on_event);
+        let mut accept_budget = self.accept_budget.min(self.admitted);
+        while let Some(listener) = self.knocks.pop() {
+            self.accept(listener, &mut accept_budget, on_event);
+        }
         Ok(())
     }
 
@@ -317,6 +331,10 @@ impl Driver for EpollDriver {
 
     fn stats(&self) -> DriverStats {
         self.stats
+    }
+
+    fn idle_ns(&self) -> u64 {
+        self.stats.idle_ns
     }
 
     fn memory(&self) -> DriverMemory {

@@ -1,7 +1,11 @@
-//! Arrivals: multishot accept straight into the table of direct descriptors, when to stop and go
-//! on, and whom a connection comes from.
+//! Arrivals: accepts straight into the table of direct descriptors, when to stop and go on, and whom
+//! a connection comes from.
 //!
-//! A multishot accept does not report addresses, and a direct descriptor cannot be given to
+//! Each accept takes one connection, and as many are with the kernel as may be let in. A multishot
+//! accept would take all that wait in the listener's queue at once, tens of thousands in a storm, in
+//! one call during which nobody is served; and would leave nothing to hold back.
+//!
+//! An accept does not report addresses, and a direct descriptor cannot be given to
 //! getpeername(2). The socket option SO_PEERNAME can be read by a request, in the same submission
 //! that arms the receive, so the name costs neither an enter nor a descriptor.
 
@@ -10,9 +14,10 @@ use std::io;
 use std::mem::size_of;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
+use std::ptr::null_mut;
 use std::time::{Duration, Instant};
 
-use io_uring::{cqueue, opcode, squeue, types};
+use io_uring::{opcode, squeue, types};
 use socket2::SockRef;
 
 use super::queue::Completion;
@@ -34,7 +39,8 @@ struct Listener {
     socket: Option<TcpListener>,
     /// Length of the addresses it sees.
     name_length: u32,
-    armed: bool,
+    /// Accepts that are with the kernel.
+    armed: u32,
     cancelling: bool,
     closed: bool,
 }
@@ -54,6 +60,13 @@ pub(super) struct Acceptor {
     backlog: VecDeque<(u32, usize)>,
     /// Arrivals that may still be announced in this turn: the ring's share of the driver's budget.
     allowance: u32,
+    /// What it was when the turn began.
+    granted: u32,
+    /// Arrivals that a turn may let in at present, at most the driver's budget; 0: all wait.
+    admitted: u32,
+    budget: u32,
+    /// Accepts that are kept with the kernel: more when they are all used up in one turn.
+    depth: u32,
     stop: u32,
     resume: u32,
 }
@@ -70,12 +83,21 @@ impl Acceptor {
             retry_at: None,
             backlog: VecDeque::new(),
             allowance: config.accept_budget,
+            granted: config.accept_budget,
+            admitted: config.accept_budget,
+            budget: config.accept_budget,
+            depth: 1,
             stop,
             resume,
         }
     }
 
-    pub(super) fn has_backlog(&self) -> bool {
+    /// Somebody whom the next turn may let in.
+    pub(super) fn has_admissible(&self) -> bool {
+        self.has_backlog() && self.admitted > 0
+    }
+
+    fn has_backlog(&self) -> bool {
         !self.backlog.is_empty()
     }
 
@@ -90,6 +112,7 @@ impl Acceptor {
 
     fn wants_connections(&self) -> bool {
         self.accepting
+            && self.admitted > 0
             && self.chosen
             && !self.held
             && !self.full
@@ -104,7 +127,7 @@ impl Acceptor {
 
     /// Whether no accept is with the kernel.
     pub(super) fn is_quiet(&self) -> bool {
-        self.backlog.is_empty() && self.listeners.iter().all(|listener| !listener.armed)
+        self.backlog.is_empty() && self.listeners.iter().all(|listener| listener.armed == 0)
     }
 
     /// Adds further descriptors of the listening sockets to `all`.
@@ -131,7 +154,7 @@ impl Ring {
             id,
             socket: Some(socket),
             name_length,
-            armed: false,
+            armed: 0,
             cancelling: false,
             closed: false,
         });
@@ -143,6 +166,14 @@ impl Ring {
     pub(super) fn choose(&mut self, chosen: bool) {
         self.acceptor.chosen = chosen;
         self.update_accepting();
+    }
+
+    /// How many arrivals each turn may let in from now on.
+    pub(super) fn admit(&mut self, arrivals: u32) {
+        let admitted = arrivals.min(self.acceptor.budget);
+        if std::mem::replace(&mut self.acceptor.admitted, admitted) != admitted {
+            self.update_accepting();
+        }
     }
 
     pub(super) fn set_accepting(&mut self, accepting: bool) {
@@ -159,7 +190,7 @@ impl Ring {
                 let _ = SockRef::from(socket).shutdown(std::net::Shutdown::Both);
             }
             listener.closed = true;
-            if !listener.armed {
+            if listener.armed == 0 {
                 listener.socket = None;
             }
         }
@@ -182,23 +213,30 @@ impl Ring {
             self.acceptor.retry_at = None;
         }
         let wanted = self.acceptor.wants_connections();
+        // What the kernel accepts must find room in the table: else it is dropped.
+        let room = self.acceptor.stop.saturating_sub(live);
+        let depth = self.acceptor.depth.min(self.acceptor.admitted).min(room);
         for index in 0..self.acceptor.listeners.len() {
             let listener = &mut self.acceptor.listeners[index];
             let token = Token::new(Operation::Accept, index as u32, 0).pack();
             let wanted = wanted && !listener.closed;
-            if wanted && !listener.armed {
+            if wanted && !listener.cancelling {
                 let Some(socket) = &listener.socket else {
                     continue;
                 };
-                listener.armed = true;
-                let entry = opcode::AcceptMulti::new(types::Fd(socket.as_raw_fd()))
-                    .allocate_file_index(true)
-                    .build()
-                    .user_data(token);
-                self.queue.push(entry, &mut self.stats);
-            } else if !wanted && listener.armed && !listener.cancelling {
+                let fd = types::Fd(socket.as_raw_fd());
+                for _ in listener.armed..depth {
+                    listener.armed += 1;
+                    let entry = opcode::Accept::new(fd, null_mut(), null_mut())
+                        .file_index(Some(types::DestinationSlot::auto_target()))
+                        .build()
+                        .user_data(token);
+                    self.queue.push(entry, &mut self.stats);
+                }
+            } else if !wanted && listener.armed > 0 && !listener.cancelling {
                 listener.cancelling = true;
-                let entry = opcode::AsyncCancel::new(token)
+                let all = types::CancelBuilder::user_data(token).all();
+                let entry = opcode::AsyncCancel2::new(all)
                     .build()
                     .user_data(Token::new(Operation::Ignore, 0, 0).pack())
                     .flags(squeue::Flags::SKIP_SUCCESS);
@@ -212,8 +250,12 @@ impl Ring {
         let Some(listener) = self.acceptor.listeners.get_mut(index) else {
             return;
         };
-        if !cqueue::more(completion.flags) {
-            listener.armed = false;
+        listener.armed -= 1;
+        if listener.armed == 0 {
+            if completion.result >= 0 {
+                // All that were with the kernel: more wait, probably.
+                self.acceptor.depth = (self.acceptor.depth * 2).min(self.acceptor.budget);
+            }
             listener.cancelling = false;
             if listener.closed {
                 listener.socket = None;
@@ -231,6 +273,7 @@ impl Ring {
     /// How many arrivals may be announced from now on.
     pub(super) fn allow_arrivals(&mut self, count: u32) {
         self.acceptor.allowance = count;
+        self.acceptor.granted = count;
     }
 
     /// What is left of it.
@@ -269,6 +312,11 @@ impl Ring {
 
     /// Takes what earlier turns left over, within this turn's budget.
     pub(super) fn accept_backlog(&mut self) {
+        // Many accepts are for a storm.
+        let (left, granted) = (self.acceptor.allowance, self.acceptor.granted);
+        if granted > 0 && left == granted {
+            self.acceptor.depth = (self.acceptor.depth / 2).max(1);
+        }
         while self.has_room_in_turn()
             && let Some((descriptor, index)) = self.acceptor.backlog.pop_front()
         {

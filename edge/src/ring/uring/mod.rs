@@ -1,4 +1,4 @@
-//! The io_uring driver: multishot accept into direct descriptors, multishot receive (or, to save
+//! The io_uring driver: accepts into direct descriptors, as many as may be let in; multishot receive (or, to save
 //! memory, multishot poll) into a shared ring of buffers, sends without completions.
 //!
 //! Usually one ring. A ring's table of descriptors is bounded by RLIMIT_NOFILE, so a host with a low
@@ -57,6 +57,8 @@ pub struct UringDriver {
     filled_well: u32,
     /// Arrivals announced in one turn, over all rings.
     accept_budget: u32,
+    /// Of it, what is let in at present.
+    admitted: u32,
     /// The ring that is the first to announce arrivals: the next one when the budget was used up.
     first_ring: usize,
     /// Written to by the kernel for every ring but the main one.
@@ -90,6 +92,7 @@ impl UringDriver {
             accepting_ring: 0,
             filled_well: (u64::from(slots_per_ring) * FILLED_WELL_PERCENT / 100) as u32,
             accept_budget: config.accept_budget,
+            admitted: u32::MAX,
             first_ring: 0,
             _signal: signal,
             waker,
@@ -164,7 +167,7 @@ impl UringDriver {
             }
         }
         self.choose_ring();
-        let mut arrivals = self.accept_budget;
+        let mut arrivals = self.accept_budget.min(self.admitted);
         if self.sweep(&mut arrivals, on_event)? || timeout.is_zero() {
             self.waker.awake();
             return Ok(());
@@ -240,6 +243,13 @@ impl Driver for UringDriver {
         }
     }
 
+    fn admit(&mut self, arrivals: u32) {
+        self.admitted = arrivals;
+        for ring in &mut self.rings {
+            ring.admit(arrivals);
+        }
+    }
+
     fn close_listeners(&mut self) {
         for ring in &mut self.rings {
             ring.close_listeners();
@@ -282,7 +292,7 @@ impl Driver for UringDriver {
     fn turn(&mut self, timeout: Duration, on_event: &mut dyn FnMut(Event<'_>)) -> io::Result<()> {
         if self.rings.len() == 1 {
             let wait = (!timeout.is_zero()).then_some(timeout);
-            let mut arrivals = self.accept_budget;
+            let mut arrivals = self.accept_budget.min(self.admitted);
             self.rings[0].turn(wait, &mut arrivals, on_event)
         } else {
             self.turn_many(timeout, on_event)
@@ -343,6 +353,11 @@ impl Driver for UringDriver {
             total.accepts_waiting += ring.acceptor.waiting();
         }
         total
+    }
+
+    fn idle_ns(&self) -> u64 {
+        // Only the main ring sleeps.
+        self.rings[0].stats.idle_ns
     }
 
     fn memory(&self) -> DriverMemory {

@@ -129,7 +129,7 @@ impl Ring {
         !self.parked.is_empty()
             || !self.arrivals.is_empty()
             || !self.shutdowns.is_empty()
-            || self.acceptor.has_backlog()
+            || self.acceptor.has_admissible()
     }
 
     /// The longest that the ring may wait, of `timeout`.
