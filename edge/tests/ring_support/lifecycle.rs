@@ -392,28 +392,34 @@ pub fn the_established_are_served_between_arrivals(kind: Kind) {
     let waiting: Vec<_> = (0..WAITING)
         .map(|_| TcpStream::connect(shard.address).unwrap())
         .collect();
+    // Arrivals until an established connection was served and answered, of the turns that it took.
     let mut ping = |shard: &mut Shard| {
-        calm.write_all(b"ping").unwrap();
-        shard.turn(Duration::from_millis(100));
-        let served = |seen: &Seen| *seen == Seen::Received(conn, 4);
-        assert!(shard.seen.iter().any(served), "{kind:?}: {:?}", shard.seen);
-        let first = shard.seen.iter().position(served);
         let arrival = |seen: &Seen| matches!(seen, Seen::Accepted(..));
-        let arrived = shard.seen.iter().position(arrival);
-        assert!(
-            arrived.is_none() || first < arrived,
-            "{kind:?}: who is there comes first"
-        );
-        let mut count = shard.count(arrival);
-        shard.seen.clear();
-        // The echo leaves with a turn in which nobody knocks.
-        let mut answer = [0; 4];
+        let served = |seen: &Seen| *seen == Seen::Received(conn, 4);
+        calm.write_all(b"ping").unwrap();
+        let mut arrived = 0;
+        // A receive by poll takes two turns: one to see that there are bytes, one to read them.
+        for turn in 1.. {
+            assert!(turn <= 2, "{kind:?}: not served");
+            shard.seen.clear();
+            shard.turn(Duration::from_millis(100));
+            let count = shard.count(arrival);
+            assert!(count <= EACH_TURN as usize, "{kind:?}: {count} in a turn");
+            arrived += count;
+            if let Some(at) = shard.seen.iter().position(served) {
+                let newcomer = shard.seen.iter().position(arrival);
+                let is_first = newcomer.is_none_or(|newcomer| at < newcomer);
+                assert!(is_first, "{kind:?}: who is there comes first");
+                break;
+            }
+        }
+        // The echo leaves with a turn in which nobody is let in.
         shard.driver.admit(0);
-        shard.turn(Duration::ZERO);
-        calm.read_exact(&mut answer).unwrap();
-        count += shard.count(arrival);
         shard.seen.clear();
-        count
+        shard.turn(Duration::ZERO);
+        assert_eq!(shard.count(arrival), 0, "{kind:?}");
+        calm.read_exact(&mut [0; 4]).unwrap();
+        arrived
     };
     for _ in 0..20 {
         assert_eq!(ping(&mut shard), 0, "{kind:?}");
@@ -430,9 +436,7 @@ pub fn the_established_are_served_between_arrivals(kind: Kind) {
     while arrived < WAITING {
         assert!(Instant::now() < deadline, "{kind:?}: {arrived} arrived");
         shard.driver.admit(EACH_TURN);
-        let count = ping(&mut shard);
-        assert!(count <= EACH_TURN as usize, "{kind:?}: {count} in one turn");
-        arrived += count;
+        arrived += ping(&mut shard);
     }
     assert_eq!(shard.stats().accept_refused, 0);
     drop(waiting);
