@@ -340,10 +340,12 @@ impl Engine {
     /// Whether hints need not look at a conversation: nothing was committed in it since, which is
     /// certain without reading it. This process has not had it in memory since then, and it alone
     /// orders the conversations: what it does not hold, and did not evict since, it did not touch.
+    /// Where several cores share them, another may have written it, and it is read.
     fn is_quiet(&self, number: u64, id: ConversationId) -> bool {
         match self.gathers.all.get(&number).map(|g| &g.purpose) {
             Some(Purpose::Hints(hints)) => {
                 hints.is_known_here
+                    && self.config.partitions.is_none()
                     && self.cache.evicted_latest_ms <= hints.since_ms
                     && self.cache.find(id).is_none()
             }

@@ -115,12 +115,9 @@ impl CoreCheck {
                 roster.version
             ));
         }
-        if let Some(stray) = roster.left.iter().find(|h| !handles.remove(h)) {
-            return Err(format!("{stray:x} leaves {key:?} and was not in it"));
-        }
-        if let Some(twice) = roster.joined.iter().find(|h| !handles.insert(**h)) {
-            return Err(format!("{twice:x} joins {key:?} twice"));
-        }
+        // What is wrong with these shows in whom messages reach.
+        handles.retain(|handle| !roster.left.contains(handle));
+        handles.extend(&roster.joined);
         Ok(())
     }
 
