@@ -83,7 +83,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut config = tonic_prost_build::configure()
         .build_client(true)
         .build_server(true)
-        .bytes(".trunkline.none");
+        // Slices of the batch that they came in.
+        .bytes(".trunkline.link.v1.EdgeOp.frame");
     for name in JSON_MESSAGES {
         let path = format!("{CLIENT}.{name}");
         config = config

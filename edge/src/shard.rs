@@ -351,17 +351,20 @@ impl ShardLoop {
         for conn in self.actions.closes.drain(..) {
             self.driver.close(conn);
         }
-        let ops = std::mem::take(&mut self.actions.ops);
         let credit = std::mem::take(&mut self.actions.settled);
-        if let Some((_, core)) = &self.core
-            && (!ops.is_empty() || credit > 0)
-        {
-            core.submit(EdgeBatch {
-                hello: None,
-                ops,
-                credit,
-            });
-        }
+        let Some((_, core)) = &self.core else {
+            return self.actions.ops.clear();
+        };
+        let ops = match self.actions.ops.is_empty() {
+            true if credit == 0 => return,
+            true => Vec::new(),
+            false => std::mem::replace(&mut self.actions.ops, core.list()),
+        };
+        core.submit(EdgeBatch {
+            hello: None,
+            ops,
+            credit,
+        });
     }
 
     fn publish_if_due(&mut self) {

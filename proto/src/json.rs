@@ -1,7 +1,7 @@
 //! The JSON encoding of client frames: one flat object with `type`. Reading is two passes over the
 //! bytes (first `type` and `id`, then the body's own fields), so no tree is built in between;
 //! writing goes straight into the buffer. The most frequent frames take a shorter way
-//! ([`crate::plain`]) to the same result. Called by the edge's sessions, REST and the clients.
+//! ([`crate::plain`]), and go from JSON to protobuf without being decoded. Called by the edge's sessions, REST and the clients.
 
 use std::borrow::Cow;
 
@@ -36,16 +36,14 @@ struct Head<'a> {
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// Reads one client frame.
-pub fn decode_client(text: &[u8]) -> Result<ClientFrame, JsonError> {
-    match plain::decode_client(text) {
-        Some(frame) => Ok(frame),
-        None => decode_client_in_full(text),
-    }
+/// Reads one of the most frequent frames straight into protobuf, which is appended to `out`. If it is
+/// not one of those, or not plain, nothing is appended, and [`decode_client`] must look.
+pub fn transcode_client(text: &[u8], out: &mut Vec<u8>) -> bool {
+    plain::transcode_client(text, out).is_some()
 }
 
-/// Reads every frame, and says what is wrong.
-pub(crate) fn decode_client_in_full(text: &[u8]) -> Result<ClientFrame, JsonError> {
+/// Reads every client frame, and says what is wrong.
+pub fn decode_client(text: &[u8]) -> Result<ClientFrame, JsonError> {
     let head: Head<'_> = serde_json::from_slice(text).map_err(|e| head_error(text, &e))?;
     let id = head.id.map_or(Cow::Borrowed(""), |id| id.0);
     if id.len() > FRAME_ID_BYTES_MAX {

@@ -4,6 +4,7 @@
 //! # Layout
 //! - [`client`]: the frames between clients and the edge (`proto/client.proto`), JSON in [`json`]
 //! - [`light`]: the few frames that the edge answers without decoding them in full
+//! - [`head`]: what the edge reads of the frames that it hands on
 //! - [`link`]: the stream between edge and core (`proto/link.proto`)
 //! - [`peer`]: what cores ask each other (`proto/peer.proto`)
 //! - [`store`]: rows on disk (`proto/store.proto`)
@@ -15,6 +16,7 @@
 
 pub mod codes;
 pub mod gcra;
+pub mod head;
 pub mod ids;
 pub mod json;
 pub mod light;

@@ -3,14 +3,16 @@
 //! that is done with a message in user space.
 //!
 //! Invariants:
-//! 1. What is read here is, field by field, what [`crate::json`] would read; whatever is not plain
-//!    (an unknown field, a number for a string, a field twice or missing) is left to it, which also
-//!    says what is wrong.
+//! 1. What is read here becomes, byte by byte, what prost makes of what [`crate::json`] would read;
+//!    whatever is not plain (an unknown field, a number for a string, a field twice or missing) is
+//!    left to it, which also says what is wrong.
 //! 2. What is written here is, byte by byte, what serde would write.
 //!
 //! Called by [`crate::json`] and [`crate::light`].
 
-use crate::client::{Ack, ClientBody, ClientFrame, Message, Receipt, SendMessage};
+use prost::encoding::{encode_varint, encoded_len_varint};
+
+use crate::client::{Ack, Message};
 use crate::limits::FRAME_ID_BYTES_MAX;
 
 /// A string as it lies in the text, without its quotes.
@@ -22,18 +24,58 @@ pub(crate) struct Raw<'a> {
 }
 
 impl Raw<'_> {
-    /// What it stands for; nothing if an escape is wrong.
-    fn decode(self) -> Option<String> {
+    /// Appends what it stands for; nothing if an escape is wrong.
+    fn write_decoded(self, out: &mut Vec<u8>) -> Option<()> {
+        let mut rest = self.text.as_bytes();
         if self.escaped {
-            let mut quoted = String::with_capacity(self.text.len() + 2);
-            quoted.push('"');
-            quoted.push_str(self.text);
-            quoted.push('"');
-            serde_json::from_str(&quoted).ok()
-        } else {
-            Some(self.text.to_owned())
+            while let Some(at) = rest.iter().position(|&b| b == b'\\') {
+                out.extend_from_slice(&rest[..at]);
+                rest = write_escape(&rest[at + 1..], out)?;
+            }
         }
+        out.extend_from_slice(rest);
+        Some(())
     }
+}
+
+/// Appends what an escape stands for, whose backslash was read; what comes behind it.
+fn write_escape<'a>(text: &'a [u8], out: &mut Vec<u8>) -> Option<&'a [u8]> {
+    let (&escape, mut rest) = text.split_first()?;
+    let character = match escape {
+        b'"' | b'\\' | b'/' => char::from(escape),
+        b'b' => '\u{8}',
+        b'f' => '\u{c}',
+        b'n' => '\n',
+        b'r' => '\r',
+        b't' => '\t',
+        b'u' => {
+            let (first, behind) = utf16_unit(rest)?;
+            rest = behind;
+            match first {
+                // The first half of a pair, whose second must follow.
+                0xd800..0xdc00 => {
+                    let (second, behind) = utf16_unit(rest.strip_prefix(b"\\u")?)?;
+                    rest = behind;
+                    let pair = [first, second];
+                    char::decode_utf16(pair).next()?.ok()?
+                }
+                _ => char::from_u32(u32::from(first))?,
+            }
+        }
+        _ => return None,
+    };
+    out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+    Some(rest)
+}
+
+/// Four hexadecimal digits, and what comes behind them.
+fn utf16_unit(text: &[u8]) -> Option<(u16, &[u8])> {
+    let (digits, rest) = text.split_at_checked(4)?;
+    let mut unit = 0;
+    for &digit in digits {
+        unit = unit << 4 | char::from(digit).to_digit(16)? as u16;
+    }
+    Some((unit, rest))
 }
 
 /// What is still to be read of a text.
@@ -169,57 +211,108 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Reads `send_message` and `receipt`; nothing if the full decoder must look.
-pub(crate) fn decode_client(text: &[u8]) -> Option<ClientFrame> {
-    let fields = Fields::read(text)?;
+/// Appends `send_message` and `receipt` in protobuf, as prost would; nothing, and nothing appended,
+/// if the full decoder must look.
+pub(crate) fn transcode_client(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    let start = out.len();
+    let written = Fields::read(text).and_then(|fields| write_client(fields, out));
+    if written.is_none() {
+        out.truncate(start);
+    }
+    written
+}
+
+/// Field numbers in `client.proto`: of `ClientFrame`, and of the bodies that are written here.
+mod number {
+    pub(super) const ID: u8 = 1;
+    pub(super) const SEND_MESSAGE: u8 = 3;
+    pub(super) const RECEIPT: u8 = 4;
+    pub(super) const CONVERSATION_ID: u8 = 1;
+    pub(super) const TO: u8 = 2;
+    pub(super) const CLIENT_MSG_ID: u8 = 3;
+    pub(super) const CONTENT: u8 = 4;
+    pub(super) const CONTENT_TYPE: u8 = 5;
+    pub(super) const SEQ: u8 = 2;
+    pub(super) const STATUS: u8 = 3;
+}
+
+fn write_client(fields: Fields<'_>, out: &mut Vec<u8>) -> Option<()> {
     let kind = fields.kind.filter(|kind| !kind.escaped)?.text;
-    let optional = |raw: Option<Raw<'_>>| raw.map_or(Some(String::new()), Raw::decode);
-    let id = optional(fields.id).filter(|id| id.len() <= FRAME_ID_BYTES_MAX)?;
-    let body = match (kind, fields) {
+    let start = out.len();
+    write_text(number::ID, fields.id, out)?;
+    if out.len() - start > 2 + FRAME_ID_BYTES_MAX {
+        return None;
+    }
+    match (kind, fields) {
         (
             "send_message",
             Fields {
                 conversation_id,
                 to,
-                client_msg_id: Some(client_msg_id),
+                client_msg_id: client_msg_id @ Some(_),
                 content,
                 content_type,
                 status: None,
                 seq: None,
                 ..
             },
-        ) => ClientBody::SendMessage(SendMessage {
-            conversation_id: optional(conversation_id)?,
-            to: optional(to)?,
-            client_msg_id: client_msg_id.decode()?,
-            content: optional(content)?,
-            content_type: optional(content_type)?,
-            media: None,
+        ) => write_delimited(number::SEND_MESSAGE, out, |out| {
+            write_text(number::CONVERSATION_ID, conversation_id, out)?;
+            write_text(number::TO, to, out)?;
+            write_text(number::CLIENT_MSG_ID, client_msg_id, out)?;
+            write_text(number::CONTENT, content, out)?;
+            write_text(number::CONTENT_TYPE, content_type, out)
         }),
         (
             "receipt",
             Fields {
-                conversation_id: Some(conversation_id),
+                conversation_id: conversation_id @ Some(_),
                 seq: Some(seq),
-                status: Some(status),
+                status: status @ Some(_),
                 to: None,
                 client_msg_id: None,
                 content: None,
                 content_type: None,
                 ..
             },
-        ) => ClientBody::Receipt(Receipt {
-            conversation_id: conversation_id.decode()?,
-            seq,
-            status: status.decode()?,
-            ..Receipt::default()
+        ) => write_delimited(number::RECEIPT, out, |out| {
+            write_text(number::CONVERSATION_ID, conversation_id, out)?;
+            if seq != 0 {
+                out.push(number::SEQ << 3);
+                encode_varint(seq, out);
+            }
+            write_text(number::STATUS, status, out)
         }),
-        _ => return None,
-    };
-    Some(ClientFrame {
-        id,
-        frame: Some(body),
-    })
+        _ => None,
+    }
+}
+
+fn write_text(number: u8, raw: Option<Raw<'_>>, out: &mut Vec<u8>) -> Option<()> {
+    match raw {
+        Some(raw) if !raw.text.is_empty() => {
+            write_delimited(number, out, |out| raw.write_decoded(out))
+        }
+        _ => Some(()),
+    }
+}
+
+/// What `write` appends, behind its length: written behind a length of one byte, and moved if that
+/// takes more.
+fn write_delimited(
+    number: u8,
+    out: &mut Vec<u8>,
+    write: impl FnOnce(&mut Vec<u8>) -> Option<()>,
+) -> Option<()> {
+    const DELIMITED: u8 = 2;
+    out.extend_from_slice(&[number << 3 | DELIMITED, 0]);
+    let start = out.len();
+    write(out)?;
+    let len = out.len() - start;
+    let more = encoded_len_varint(len as u64) - 1;
+    out.resize(out.len() + more, 0);
+    out.copy_within(start..start + len, start + more);
+    encode_varint(len as u64, &mut &mut out[start - 1..]);
+    Some(())
 }
 
 /// Appends an `ack`.
@@ -302,14 +395,16 @@ fn id_unless_zero(value: u64, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use prost::Message as _;
 
     use super::*;
     use crate::client::{Media, ServerBody, ServerFrame};
-    use crate::json::{decode_client_in_full, encode_server, encode_server_in_full};
+    use crate::json::{decode_client, encode_server, encode_server_in_full};
 
     /// Texts as they come, and such as are one small change away.
     const TEXTS: &[&str] = &[
         r#"{"type":"send_message","to":"bob","client_msg_id":"m1","content":"h\u00e9 \"q\"\n"}"#,
+        r#"{"type":"send_message","client_msg_id":"\ud83d\uDE00\b\f\r\t\/\\","to":"b"}"#,
         r#" { "id":"7", "type" : "send_message", "conversation_id":"c", "client_msg_id":"", "content_type":"t" } "#,
         r#"{"type":"receipt","conversation_id":"c","seq":1024,"status":"read"}"#,
         r#"{"seq":18446744073709551615,"status":"é","conversation_id":"c","type":"receipt","id":"x"}"#,
@@ -317,12 +412,15 @@ mod tests {
 
     /// Either way the same, or the full decoder decides alone; whether it was read here.
     fn check(text: &[u8]) -> bool {
-        let Some(frame) = decode_client(text) else {
-            return false;
-        };
-        let full = decode_client_in_full(text);
-        assert_eq!(Ok(frame), full, "{}", String::from_utf8_lossy(text));
-        true
+        let mut out = b"before".to_vec();
+        let read = transcode_client(text, &mut out).is_some();
+        let mut expected = b"before".to_vec();
+        if read {
+            let full = decode_client(text).expect("the full decoder reads it too");
+            full.encode(&mut expected).unwrap();
+        }
+        assert_eq!(out, expected, "{}", String::from_utf8_lossy(text));
+        read
     }
 
     #[test]

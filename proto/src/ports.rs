@@ -2,12 +2,53 @@
 //! gRPC stream implements both over a network; in `serve` the two meet directly. Either way the
 //! same batches pass, in order, and credit bounds what is under way.
 
-use crate::link::{CoreBatch, EdgeBatch};
+use std::sync::Mutex;
+
+use crate::link::{CoreBatch, EdgeBatch, EdgeOp};
 
 /// A core, as an edge sees it. Submitting never blocks: credit bounds what waits behind it.
 pub trait CorePort: Send + Sync {
     /// Hands over operations, in the order in which they happened.
     fn submit(&self, batch: EdgeBatch);
+
+    /// An empty list for the next operations: one of those that were handed over, where they come
+    /// back.
+    fn list(&self) -> Vec<EdgeOp> {
+        Vec::new()
+    }
+}
+
+/// Lists of operations that were dealt with, on their way back to the shards that fill them: so
+/// neither side allocates for a batch.
+#[derive(Debug, Default)]
+pub struct OpLists(Mutex<Vec<Vec<EdgeOp>>>);
+
+impl OpLists {
+    /// Lists that wait to be filled again; one more is freed.
+    pub const LISTS_MAX: usize = 64;
+    /// Operations that a list which waits has room for; a longer one is freed.
+    pub const OPS_MAX: usize = 4_096;
+
+    /// An empty list.
+    pub fn take(&self) -> Vec<EdgeOp> {
+        let mut lists = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        lists.pop().unwrap_or_default()
+    }
+
+    /// Takes a list back; what is still in it is dropped.
+    pub fn give(&self, mut list: Vec<EdgeOp>) {
+        list.clear();
+        if list.capacity() == 0 || list.capacity() > Self::OPS_MAX {
+            return;
+        }
+        let mut lists = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        if lists.capacity() == 0 {
+            lists.reserve_exact(Self::LISTS_MAX);
+        }
+        if lists.len() < Self::LISTS_MAX {
+            lists.push(list);
+        }
+    }
 }
 
 /// An edge, as a core sees it. Delivering never blocks.
@@ -58,6 +99,23 @@ pub const ROSTER_HANDLES_MAX: usize = 1 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_come_back_empty_and_within_bounds() {
+        let lists = OpLists::default();
+        let mut list = Vec::with_capacity(10);
+        list.push(EdgeOp::default());
+        lists.give(list);
+        let list = lists.take();
+        assert_eq!((list.len(), list.capacity()), (0, 10));
+        lists.give(Vec::with_capacity(OpLists::OPS_MAX + 1));
+        assert_eq!(lists.take().capacity(), 0);
+        for _ in 0..=OpLists::LISTS_MAX {
+            lists.give(Vec::with_capacity(1));
+        }
+        let kept = std::iter::from_fn(|| Some(lists.take()).filter(|l| l.capacity() > 0));
+        assert_eq!(kept.count(), OpLists::LISTS_MAX);
+    }
 
     #[test]
     fn a_handle_survives_the_wire() {

@@ -4,6 +4,7 @@ use trunkline_proto::client::Error;
 use trunkline_proto::codes::Code;
 use trunkline_proto::gcra::Rate;
 use trunkline_proto::ids::{ConversationId, Snowflake, is_valid_id};
+use trunkline_proto::link::EdgeOp;
 
 use super::cache::Cache;
 use super::catchup::CatchUps;
@@ -42,6 +43,8 @@ pub struct Engine {
     last_token: u64,
     /// The store failed for good: nothing is taken in any more.
     pub(super) failed: bool,
+    /// The list of the operations that were taken in last.
+    emptied: Vec<EdgeOp>,
 }
 
 impl Engine {
@@ -66,8 +69,14 @@ impl Engine {
             reads: Map::with_hasher(hash),
             last_token: 0,
             failed: false,
+            emptied: Vec::new(),
             config,
         }
+    }
+
+    /// The list of the last [`Input::EdgeOps`], empty, to be filled again.
+    pub fn take_emptied(&mut self) -> Vec<EdgeOp> {
+        std::mem::take(&mut self.emptied)
     }
 
     /// Takes in what happened; appends what is to be done.
@@ -83,10 +92,11 @@ impl Engine {
                     self.front.stats.stale += 1;
                 }
             }
-            Input::EdgeOps { edge, ops } => {
-                for op in ops {
+            Input::EdgeOps { edge, mut ops } => {
+                for op in ops.drain(..) {
                     self.edge_op(edge, op, now, out);
                 }
+                self.emptied = ops;
             }
             Input::Request {
                 token,

@@ -1,5 +1,6 @@
 //! What edges say: sessions that come and go, and the frames of their clients.
 
+use prost::Message as _;
 use trunkline_proto::client::{ClientBody, ClientFrame, Error, ServerBody, ServerFrame};
 use trunkline_proto::codes::{Close, Code};
 use trunkline_proto::ids::ConversationId;
@@ -50,7 +51,10 @@ impl Engine {
                     self.front.stats.stale += 1;
                 }
             }
-            Some(edge_op::Op::Frame(frame)) => self.frame(session, frame, now, out),
+            Some(edge_op::Op::Frame(bytes)) => match ClientFrame::decode(&bytes[..]) {
+                Ok(frame) => self.frame(session, frame, now, out),
+                Err(error) => self.undecodable(session, &error, out),
+            },
             None => self.front.stats.stale += 1,
         }
     }
@@ -120,6 +124,20 @@ impl Engine {
         } else {
             registered(session, out);
         }
+    }
+
+    /// Answers a frame that no edge of this release hands on: it has looked before.
+    fn undecodable(
+        &mut self,
+        session: SessionRef,
+        error: &prost::DecodeError,
+        out: &mut Vec<Effect>,
+    ) {
+        self.front.stats.errors += 1;
+        let error = Code::BadFrame.error(error.to_string());
+        let answer = ServerFrame::push(ServerBody::Error(error));
+        self.front.send(session, answer, out);
+        self.front.registry.settle(session.edge);
     }
 
     /// Takes in a client's frame.

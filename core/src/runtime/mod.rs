@@ -26,8 +26,8 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use trunkline_proto::client::Error;
 use trunkline_proto::codes::Code;
-use trunkline_proto::link::{EdgeBatch, EdgeHello};
-use trunkline_proto::ports::{CorePort, EdgePort};
+use trunkline_proto::link::{EdgeBatch, EdgeHello, EdgeOp};
+use trunkline_proto::ports::{CorePort, EdgePort, OpLists};
 
 use self::cluster::{ClusterLink, Incarnation};
 use self::metrics::Metrics;
@@ -190,6 +190,8 @@ struct Shared {
     snapshot: Arc<Mutex<Arc<Snapshot>>>,
     /// Bits of [`GRPC`], [`HTTP`]: listening; [`DRAINING`], [`FAILED`].
     state: AtomicU8,
+    /// Of operations that the engine has taken in.
+    lists: OpLists,
 }
 
 impl Shared {
@@ -232,6 +234,7 @@ impl Core {
             metrics: Metrics::new(Arc::clone(&snapshot), config.store_stats.clone()),
             snapshot,
             state: AtomicU8::new(if config.cluster.is_some() { UNBORN } else { 0 }),
+            lists: OpLists::default(),
         });
         let committer = store_threads::Committer::new(Arc::clone(&store), Arc::clone(&shared))?;
         let mut threads = vec![store_threads::start_committer(
@@ -424,6 +427,7 @@ impl CoreHandle {
         Attached {
             edge,
             events: self.events.clone(),
+            shared: Arc::clone(&self.shared),
         }
     }
 
@@ -484,6 +488,7 @@ impl CoreHandle {
 pub(crate) struct Attached {
     edge: EdgeKey,
     events: Sender<Event>,
+    shared: Arc<Shared>,
 }
 
 impl CorePort for Attached {
@@ -493,6 +498,10 @@ impl CorePort for Attached {
             edge: self.edge,
             batch,
         });
+    }
+
+    fn list(&self) -> Vec<EdgeOp> {
+        self.shared.lists.take()
     }
 }
 

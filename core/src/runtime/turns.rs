@@ -387,6 +387,7 @@ impl Turns {
             },
             now,
         );
+        self.wiring.shared.lists.give(self.engine.take_emptied());
         operations
     }
 

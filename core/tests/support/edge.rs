@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -49,12 +50,13 @@ pub fn closed(handle: u64) -> EdgeOp {
 }
 
 pub fn frame(handle: u64, id: &str, body: ClientBody) -> EdgeOp {
+    let frame = ClientFrame {
+        id: id.into(),
+        frame: Some(body),
+    };
     EdgeOp {
         handle,
-        op: Some(edge_op::Op::Frame(ClientFrame {
-            id: id.into(),
-            frame: Some(body),
-        })),
+        op: Some(edge_op::Op::Frame(frame.encode_to_vec().into())),
     }
 }
 

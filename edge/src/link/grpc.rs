@@ -14,8 +14,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 use trunkline_proto::link::link_client::LinkClient;
-use trunkline_proto::link::{CoreBatch, EdgeBatch, EdgeHello, VERSION};
-use trunkline_proto::ports::{CorePort, EdgePort};
+use trunkline_proto::link::{CoreBatch, EdgeBatch, EdgeHello, EdgeOp, VERSION};
+use trunkline_proto::ports::{CorePort, EdgePort, OpLists};
 
 use super::manager::{Attacher, Backoff, first_grant};
 use super::router::EdgeRouter;
@@ -136,8 +136,9 @@ async fn attach(core: &Endpoint, hello: EdgeHello) -> Result<Attached, Status> {
         }
         None => return Err(Status::failed_precondition("the core did not say welcome")),
     }
-    tokio::spawn(pump(from_shards, to_stream));
-    let port = GrpcPort { to_pump };
+    let lists = Arc::new(OpLists::default());
+    tokio::spawn(pump(from_shards, to_stream, lists.clone()));
+    let port = GrpcPort { to_pump, lists };
     Ok((inbound, first, Arc::new(port)))
 }
 
@@ -163,6 +164,8 @@ async fn receive(mut inbound: Streaming<CoreBatch>, router: &EdgeRouter) -> Stat
 /// The shards' end of the stream. What waits in it is bounded by the core's credit.
 struct GrpcPort {
     to_pump: mpsc::UnboundedSender<EdgeBatch>,
+    /// Of batches that the pump has merged.
+    lists: Arc<OpLists>,
 }
 
 impl CorePort for GrpcPort {
@@ -170,16 +173,21 @@ impl CorePort for GrpcPort {
         // Fails when the stream is over, which the shards are about to be told.
         let _ = self.to_pump.send(batch);
     }
+
+    fn list(&self) -> Vec<EdgeOp> {
+        self.lists.take()
+    }
 }
 
 /// Merges what the shards hand over while the stream takes its time.
 async fn pump(
     mut from_shards: mpsc::UnboundedReceiver<EdgeBatch>,
     to_stream: mpsc::Sender<EdgeBatch>,
+    lists: Arc<OpLists>,
 ) {
     let mut taken = Vec::with_capacity(PUMP_TAKES);
     while from_shards.recv_many(&mut taken, PUMP_TAKES).await > 0 {
-        for batch in merge(taken.drain(..)) {
+        for batch in merge(taken.drain(..), &lists) {
             if to_stream.send(batch).await.is_err() {
                 return;
             }
@@ -187,12 +195,13 @@ async fn pump(
     }
 }
 
-/// The same operations in the same order, in batches of at most 1 MiB and one operation.
-fn merge(batches: impl Iterator<Item = EdgeBatch>) -> Vec<EdgeBatch> {
+/// The same operations in the same order, in batches of at most 1 MiB and one operation. The lists
+/// that they came in go to `lists`.
+fn merge(batches: impl Iterator<Item = EdgeBatch>, lists: &OpLists) -> Vec<EdgeBatch> {
     let mut merged = vec![EdgeBatch::default()];
     let mut bytes = 0;
-    for batch in batches {
-        for op in batch.ops {
+    for mut batch in batches {
+        for op in batch.ops.drain(..) {
             if bytes >= BATCH_BYTES {
                 merged.push(EdgeBatch::default());
                 bytes = 0;
@@ -203,6 +212,7 @@ fn merge(batches: impl Iterator<Item = EdgeBatch>) -> Vec<EdgeBatch> {
             }
         }
         merged[0].credit += batch.credit;
+        lists.give(batch.ops);
     }
     merged
 }
@@ -210,7 +220,7 @@ fn merge(batches: impl Iterator<Item = EdgeBatch>) -> Vec<EdgeBatch> {
 #[cfg(test)]
 mod tests {
     use trunkline_proto::client::{ClientBody, ClientFrame, SendMessage};
-    use trunkline_proto::link::{EdgeOp, edge_op::Op};
+    use trunkline_proto::link::edge_op::Op;
 
     use super::*;
 
@@ -219,12 +229,13 @@ mod tests {
             content: "x".repeat(content_len),
             ..SendMessage::default()
         });
+        let frame = ClientFrame {
+            id: String::new(),
+            frame: Some(body),
+        };
         EdgeOp {
             handle,
-            op: Some(Op::Frame(ClientFrame {
-                id: String::new(),
-                frame: Some(body),
-            })),
+            op: Some(Op::Frame(frame.encode_to_vec().into())),
         }
     }
 
@@ -235,7 +246,7 @@ mod tests {
             ops: vec![op(2 * i, 60_000), op(2 * i + 1, 10)],
             credit: 1,
         });
-        let merged = merge(batches);
+        let merged = merge(batches, &OpLists::default());
         assert!(merged.len() > 1);
         assert_eq!(merged.iter().map(|b| b.credit).sum::<u32>(), 40);
         let handles: Vec<u64> = merged

@@ -10,6 +10,7 @@
 //! 3. The inboxes are bounded by the credit that the edge grants: an operation's credit returns
 //!    when a shard has dealt with it.
 
+mod buffers;
 pub mod grpc;
 pub mod manager;
 pub mod rosters;

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use trunkline_proto::link::{EdgeOp, SessionClosed, SessionOpened, edge_op::Op};
 
+use super::buffers::Buffers;
+
 /// Operations that the edge may still send on one attachment; shared by its shards.
 #[derive(Debug)]
 pub struct Credit {
@@ -76,6 +78,7 @@ pub struct Uplink {
     backlog: VecDeque<EdgeOp>,
     ops: Vec<EdgeOp>,
     settled: u32,
+    buffers: Buffers,
 }
 
 impl Uplink {
@@ -89,16 +92,20 @@ impl Uplink {
         *self = Self {
             credit: Some(credit),
             announce_from: Some(0),
+            buffers: std::mem::take(&mut self.buffers),
             ..Self::default()
         };
     }
 
     /// The attachment is over.
     pub fn down(&mut self) {
-        *self = Self::default();
+        *self = Self {
+            buffers: std::mem::take(&mut self.buffers),
+            ..Self::default()
+        };
     }
 
-    /// Takes the credit for one frame of an announced session; [`Uplink::push`] follows.
+    /// Takes the credit for one frame of an announced session; [`Uplink::frame`] follows.
     pub fn admit(&mut self, announced: bool) -> Result<(), Refusal> {
         let Some(credit) = &self.credit else {
             return Err(Refusal::LinkDown);
@@ -112,8 +119,14 @@ impl Uplink {
         Ok(())
     }
 
+    /// A client's frame in protobuf, whose credit was taken.
+    pub fn frame(&mut self, handle: u64, bytes: &[u8]) {
+        let bytes = self.buffers.copy(bytes);
+        self.push(handle, Op::Frame(bytes));
+    }
+
     /// An operation whose credit was taken.
-    pub fn push(&mut self, handle: u64, op: Op) {
+    fn push(&mut self, handle: u64, op: Op) {
         self.ops.push(EdgeOp {
             handle,
             op: Some(op),
@@ -183,8 +196,6 @@ impl Uplink {
 
 #[cfg(test)]
 mod tests {
-    use trunkline_proto::client::ClientFrame;
-
     use super::*;
 
     fn up(credit: u32) -> (Uplink, Arc<Credit>) {
@@ -217,7 +228,7 @@ mod tests {
         assert!(uplink.advance());
         assert_eq!(handles(&mut uplink), [2, 1]);
         assert_eq!(uplink.admit(true), Ok(()));
-        uplink.push(2, Op::Frame(ClientFrame::default()));
+        uplink.frame(2, b"");
         assert_eq!(handles(&mut uplink), [2]);
         assert_eq!(credit.available(), 3);
         assert!(!credit.grant(1), "nobody waits");

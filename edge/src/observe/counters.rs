@@ -4,8 +4,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use trunkline_proto::client::ClientBody;
 use trunkline_proto::codes::Close;
+use trunkline_proto::head;
 
 use crate::ring::DriverStats;
 use crate::session::{Class, End, State, Transport};
@@ -173,18 +173,18 @@ impl Number {
     }
 
     /// The counter of a client frame.
-    pub const fn frame_in(body: &ClientBody) -> Self {
-        match body {
-            ClientBody::Connect(_) => Self::InConnect,
-            ClientBody::SendMessage(_) => Self::InSendMessage,
-            ClientBody::Receipt(_) => Self::InReceipt,
-            ClientBody::Typing(_) => Self::InTyping,
-            ClientBody::Sync(_) => Self::InSync,
-            ClientBody::Fetch(_) => Self::InFetch,
-            ClientBody::Watch(_) => Self::InWatch,
-            ClientBody::Unwatch(_) => Self::InUnwatch,
-            ClientBody::Ping(_) => Self::InPing,
-            ClientBody::Heartbeat(_) => Self::InHeartbeat,
+    pub const fn frame_in(kind: head::Kind) -> Self {
+        match kind {
+            head::Kind::Connect => Self::InConnect,
+            head::Kind::SendMessage => Self::InSendMessage,
+            head::Kind::Receipt => Self::InReceipt,
+            head::Kind::Typing => Self::InTyping,
+            head::Kind::Sync => Self::InSync,
+            head::Kind::Fetch => Self::InFetch,
+            head::Kind::Watch => Self::InWatch,
+            head::Kind::Unwatch => Self::InUnwatch,
+            head::Kind::Ping => Self::InPing,
+            head::Kind::Heartbeat => Self::InHeartbeat,
         }
     }
 

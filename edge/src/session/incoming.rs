@@ -2,14 +2,12 @@
 //! can, and handed to the core otherwise.
 
 use prost::Message as _;
-use trunkline_proto::client::{
-    ClientBody, ClientFrame, Error, Pong, SendMessage, ServerBody, ServerFrame,
-};
+use trunkline_proto::client::{ClientBody, ClientFrame, Error, Pong, ServerBody, ServerFrame};
 use trunkline_proto::codes::{Close, Code};
+use trunkline_proto::head::{Head, Kind};
 use trunkline_proto::json;
 use trunkline_proto::light::Light;
 use trunkline_proto::limits::{FRAME_ID_BYTES_MAX, NONCE_BYTES_MAX};
-use trunkline_proto::link::edge_op::Op;
 
 use super::slots::{Codec, flag};
 use super::{Class, Shard, State};
@@ -121,10 +119,38 @@ impl Shard {
         {
             return self.light_frame(id, light);
         }
+        if conn.state == State::Live && self.read_plain_text(id, text) {
+            return;
+        }
         match json::decode_client(text) {
             Ok(frame) => self.client_frame(id, frame),
             Err(error) => self.undecodable(id, &error.id, error.code, error.message),
         }
+    }
+
+    /// Hands an operation on that can be written in protobuf without being decoded. False if it must
+    /// be decoded.
+    fn read_plain_text(&mut self, id: ConnId, text: &[u8]) -> bool {
+        self.with_inbound(|shard, inbound| {
+            if !json::transcode_client(text, inbound) {
+                return false;
+            }
+            // A number of 64 bits is not plain enough in protobuf.
+            let head = Head::read(inbound);
+            if let Some(head) = head {
+                shard.operation(id, head, inbound);
+            }
+            head.is_some()
+        })
+    }
+
+    /// Gives `act` the empty buffer for client frames, which is out of the shard meanwhile.
+    fn with_inbound<T>(&mut self, act: impl FnOnce(&mut Self, &mut Vec<u8>) -> T) -> T {
+        let mut inbound = std::mem::take(&mut self.inbound);
+        inbound.clear();
+        let result = act(self, &mut inbound);
+        self.inbound = inbound;
+        result
     }
 
     fn read_binary(&mut self, id: ConnId, bytes: &[u8]) {
@@ -135,10 +161,13 @@ impl Shard {
     }
 
     fn read_proto(&mut self, id: ConnId, bytes: &[u8]) {
-        if self.slots.get(id).is_some_and(|c| c.state == State::Live)
-            && let Some(light) = Light::from_proto(bytes)
-        {
-            return self.light_frame(id, light);
+        if self.slots.get(id).is_some_and(|c| c.state == State::Live) {
+            if let Some(light) = Light::from_proto(bytes) {
+                return self.light_frame(id, light);
+            }
+            if let Some(head) = Head::read(bytes) {
+                return self.operation(id, head, bytes);
+            }
         }
         match ClientFrame::decode(bytes) {
             Err(error) => self.undecodable(id, "", Code::BadFrame, error.to_string()),
@@ -187,7 +216,7 @@ impl Shard {
         }
     }
 
-    /// One frame of a client.
+    /// One frame of a client, decoded: before the session is live, or because it is not plain.
     pub(super) fn client_frame(&mut self, id: ConnId, frame: ClientFrame) {
         let Some(body) = &frame.frame else {
             return;
@@ -197,11 +226,10 @@ impl Shard {
         };
         match (conn.state, body) {
             (State::AwaitConnect, ClientBody::Connect(_)) | (State::Live, _) => {
-                self.counters.inc(Number::frame_in(body));
                 self.act_on(id, frame);
             }
             (State::AwaitConnect, _) => {
-                self.counters.inc(Number::frame_in(body));
+                self.counters.inc(Number::frame_in(body.into()));
                 self.unauthorized(id, &frame.id, "connect comes first");
             }
             (State::Registering, _) => self.queue_early(id, frame),
@@ -224,11 +252,20 @@ impl Shard {
             cold.queue_bytes += bytes;
             cold.queue.push_back(frame);
         } else {
-            self.refuse(id, &frame, Code::Overloaded, "too much before connected");
+            self.refuse_frame(id, &frame);
+        }
+    }
+
+    fn refuse_frame(&mut self, id: ConnId, frame: &ClientFrame) {
+        if let Some(head) = Head::of(frame) {
+            self.refuse(id, &head, Code::Overloaded, "too much before connected");
         }
     }
 
     fn act_on(&mut self, id: ConnId, frame: ClientFrame) {
+        if let Some(body) = &frame.frame {
+            self.counters.inc(Number::frame_in(body.into()));
+        }
         match frame.frame {
             Some(ClientBody::Connect(connect)) => {
                 if self.slots.get(id).is_some_and(|c| c.state == State::Live) {
@@ -246,13 +283,38 @@ impl Shard {
                 let pong = ServerBody::Pong(Pong { nonce: ping.nonce });
                 self.send(id, &ServerFrame::answer(frame.id, pong));
             }
-            Some(ClientBody::SendMessage(_)) => self.forward_send(id, frame),
-            _ => self.forward(id, frame),
+            _ => self.forward_decoded(id, &frame),
+        }
+    }
+
+    /// Writes an operation in protobuf, and hands it on.
+    fn forward_decoded(&mut self, id: ConnId, frame: &ClientFrame) {
+        let Some(head) = Head::of(frame) else {
+            return;
+        };
+        self.with_inbound(|shard, inbound| {
+            // Fails only when the buffer cannot grow; a Vec can.
+            let encoded = frame.encode(inbound);
+            debug_assert!(encoded.is_ok());
+            shard.forward_or_limit(id, head, inbound);
+        });
+    }
+
+    /// An operation of a live session, for the core: `head` is what `bytes` begin to say.
+    fn operation(&mut self, id: ConnId, head: Head<'_>, bytes: &[u8]) {
+        self.counters.inc(Number::frame_in(head.kind));
+        self.forward_or_limit(id, head, bytes);
+    }
+
+    fn forward_or_limit(&mut self, id: ConnId, head: Head<'_>, bytes: &[u8]) {
+        match head.kind {
+            Kind::SendMessage => self.forward_send(id, head, bytes),
+            _ => self.forward(id, head, bytes),
         }
     }
 
     /// A message, against the session's own rate first.
-    fn forward_send(&mut self, id: ConnId, frame: ClientFrame) {
+    fn forward_send(&mut self, id: ConnId, head: Head<'_>, bytes: &[u8]) {
         let now_ns = self.now.mono_ns;
         let refused_max = self.settings.refused_in_row_max;
         let Some(conn) = self.slots.get_mut(id) else {
@@ -261,65 +323,65 @@ impl Shard {
         match conn.take_send(self.send_rate, now_ns) {
             Ok(()) => {
                 conn.refused = 0;
-                self.forward(id, frame);
+                self.forward(id, head, bytes);
             }
             Err(retry_ms) => {
                 conn.refused = conn.refused.saturating_add(1);
                 let persistent = conn.refused > refused_max;
                 self.counters.inc(Number::FramesRateLimited);
-                let mut error = error_about(&frame, Code::RateLimited, "over the send rate");
+                let mut error = error_about(&head, Code::RateLimited, "over the send rate");
                 error.retry_after_ms = retry_ms;
                 if persistent {
-                    self.finish_answering(id, &frame.id, Close::RateLimited, Some(error));
+                    self.finish_answering(id, head.id, Close::RateLimited, Some(error));
                 } else {
-                    self.send_error(id, &frame.id, error);
+                    self.send_error(id, head.id, error);
                 }
             }
         }
     }
 
     /// Hands a frame to the core, or says why not.
-    fn forward(&mut self, id: ConnId, frame: ClientFrame) {
+    fn forward(&mut self, id: ConnId, head: Head<'_>, bytes: &[u8]) {
         let handle = self.handle(id);
         let Some(conn) = self.slots.get_mut(id) else {
             return;
         };
         match self.uplink.admit(conn.has(flag::ANNOUNCED)) {
             Ok(()) => {
-                match &frame.frame {
-                    Some(ClientBody::SendMessage(_)) => {
+                match head.kind {
+                    Kind::SendMessage => {
                         conn.sends_under_way = conn.sends_under_way.saturating_add(1);
                     }
-                    Some(ClientBody::Sync(_)) => {
+                    Kind::Sync => {
                         conn.syncs_under_way = conn.syncs_under_way.saturating_add(1);
                     }
-                    Some(ClientBody::Fetch(_)) => {
+                    Kind::Fetch => {
                         conn.fetches_under_way = conn.fetches_under_way.saturating_add(1);
                     }
                     _ => {}
                 }
-                self.uplink.push(handle, Op::Frame(frame));
+                self.uplink.frame(handle, bytes);
             }
             // Worthless by the time it could be sent again.
-            Err(_) if matches!(frame.frame, Some(ClientBody::Typing(_))) => {}
+            Err(_) if head.kind == Kind::Typing => {}
             Err(Refusal::LinkDown) => {
-                self.refuse(id, &frame, Code::Unavailable, "no core is in reach");
+                self.refuse(id, &head, Code::Unavailable, "no core is in reach");
             }
             Err(Refusal::NoCredit) => {
-                self.refuse(id, &frame, Code::Overloaded, "the core does not keep up");
+                self.refuse(id, &head, Code::Overloaded, "the core does not keep up");
             }
         }
     }
 
-    fn refuse(&mut self, id: ConnId, frame: &ClientFrame, code: Code, why: &str) {
-        let mut error = error_about(frame, code, why);
+    fn refuse(&mut self, id: ConnId, head: &Head<'_>, code: Code, why: &str) {
+        let mut error = error_about(head, code, why);
         if code == Code::Overloaded {
             error.retry_after_ms = OVERLOADED_RETRY_MS;
             self.counters.inc(Number::FramesOverloaded);
         } else {
             self.counters.inc(Number::FramesUnavailable);
         }
-        self.send_error(id, &frame.id, error);
+        self.send_error(id, head.id, error);
     }
 
     /// The outcome of what is under way is unknown.
@@ -335,21 +397,10 @@ impl Shard {
 }
 
 /// An error that names what the frame was about.
-fn error_about(frame: &ClientFrame, code: Code, message: &str) -> Error {
-    let (conversation_id, client_msg_id) = match &frame.frame {
-        Some(ClientBody::SendMessage(SendMessage {
-            conversation_id,
-            client_msg_id,
-            ..
-        })) => (conversation_id.clone(), client_msg_id.clone()),
-        Some(ClientBody::Receipt(b)) => (b.conversation_id.clone(), String::new()),
-        Some(ClientBody::Fetch(b)) => (b.conversation_id.clone(), String::new()),
-        Some(ClientBody::Typing(b)) => (b.conversation_id.clone(), String::new()),
-        _ => Default::default(),
-    };
+fn error_about(head: &Head<'_>, code: Code, message: &str) -> Error {
     Error {
-        conversation_id,
-        client_msg_id,
+        conversation_id: head.conversation_id.to_owned(),
+        client_msg_id: head.client_msg_id.to_owned(),
         ..code.error(message)
     }
 }

@@ -164,6 +164,8 @@ pub struct Shard {
     /// To be dropped at the end of this turn.
     drops: Vec<ConnId>,
     scratch: Vec<u8>,
+    /// For a client's frame that did not come in protobuf, or not in its plainest form.
+    inbound: Vec<u8>,
 }
 
 impl Shard {
@@ -200,6 +202,7 @@ impl Shard {
             fins: Vec::new(),
             drops: Vec::new(),
             scratch: Vec::new(),
+            inbound: Vec::new(),
             settings,
             verifier,
         }
@@ -280,6 +283,8 @@ impl Shard {
         });
         self.scratch.clear();
         self.scratch.shrink_to(SCRATCH_KEPT_BYTES);
+        self.inbound.clear();
+        self.inbound.shrink_to(SCRATCH_KEPT_BYTES);
         for id in self.fins.drain(..) {
             if let Some(conn) = self.slots.get_mut(id)
                 && !conn.has(flag::BLOCKED | flag::FIN_SENT | flag::DROPPED)

@@ -277,7 +277,7 @@ fn describe(op: &EdgeOp, _shard: &Shard) -> String {
         Op::Opened(o) if o.announced_again => format!("{slot} again {}/{}", o.user_id, o.device_id),
         Op::Opened(o) => format!("{slot} opened {}/{}", o.user_id, o.device_id),
         Op::Closed(_) => format!("{slot} closed"),
-        Op::Frame(f) => match f.frame.as_ref().unwrap() {
+        Op::Frame(f) => match ClientFrame::decode(&f[..]).unwrap().frame.unwrap() {
             ClientBody::SendMessage(SendMessage { client_msg_id, .. }) => {
                 format!("{slot} send {client_msg_id}")
             }

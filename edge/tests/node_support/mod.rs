@@ -20,7 +20,7 @@ use trunkline_proto::json;
 use trunkline_proto::link::{
     CoreBatch, CoreOp, Deliver, EdgeBatch, EdgeHello, EdgeOp, Registered, core_op, edge_op::Op,
 };
-use trunkline_proto::ports::{CREDIT_INITIAL, CorePort, EdgePort};
+use trunkline_proto::ports::{CREDIT_INITIAL, CorePort, EdgePort, OpLists};
 
 pub const SECRET: &str = "a secret of the tests";
 /// Nothing here takes longer, unless it never comes.
@@ -39,6 +39,8 @@ pub fn eventually(what: &str, mut is: impl FnMut() -> bool) {
 #[derive(Default)]
 pub struct FakeCore {
     state: Mutex<CoreState>,
+    /// Of batches that it has answered.
+    pub lists: OpLists,
 }
 
 #[derive(Default)]
@@ -71,7 +73,7 @@ impl FakeCore {
     }
 
     /// Answers to the edge's operations, all in one batch.
-    pub fn answer(&self, batch: EdgeBatch) -> Option<CoreBatch> {
+    pub fn answer(&self, mut batch: EdgeBatch) -> Option<CoreBatch> {
         let mut state = self.state.lock();
         state.granted += u64::from(batch.credit);
         let unanswered = batch
@@ -82,9 +84,10 @@ impl FakeCore {
         let credit = (batch.ops.len() - unanswered.count()) as u32;
         let ops: Vec<CoreOp> = batch
             .ops
-            .into_iter()
+            .drain(..)
             .filter_map(|op| state.answer(op))
             .collect();
+        self.lists.give(batch.ops);
         state.time_ms += 1;
         let core_time_ms = state.time_ms;
         (credit > 0).then_some(CoreBatch {
@@ -167,10 +170,15 @@ impl CoreState {
                 self.open.retain(|&h| h != handle);
                 return None;
             }
-            Op::Frame(ClientFrame {
-                id,
-                frame: Some(ClientBody::SendMessage(send)),
-            }) if !self.silent => {
+            Op::Frame(bytes) => {
+                let frame = ClientFrame::decode(&bytes[..]).unwrap();
+                let send = match frame.frame {
+                    Some(ClientBody::SendMessage(send)) if !self.silent => send,
+                    _ => {
+                        self.taken += 1;
+                        return None;
+                    }
+                };
                 self.seq += 1;
                 let ack = Ack {
                     client_msg_id: send.client_msg_id,
@@ -180,12 +188,8 @@ impl CoreState {
                 };
                 core_op::Op::Deliver(Deliver {
                     handles: vec![handle],
-                    frame: Some(ServerFrame::answer(id, ServerBody::Ack(ack))),
+                    frame: Some(ServerFrame::answer(frame.id, ServerBody::Ack(ack))),
                 })
-            }
-            Op::Frame(_) => {
-                self.taken += 1;
-                return None;
             }
         };
         Some(CoreOp { op: Some(op) })
@@ -202,6 +206,10 @@ impl CorePort for Port {
         if let Some(answer) = self.core.answer(batch) {
             self.edge.deliver(answer);
         }
+    }
+
+    fn list(&self) -> Vec<EdgeOp> {
+        self.core.lists.take()
     }
 }
 

@@ -1,9 +1,10 @@
 //! Between the engine and its store: how long a write takes, when it is on stable storage, what a
 //! failure leaves, and what readers find.
 
+use prost::Message as _;
 use trunkline_core::engine::{EdgeKey, Input, Token};
 use trunkline_core::store::{ReadRange, StoreError, WriteBatch};
-use trunkline_proto::client::ClientBody;
+use trunkline_proto::client::{ClientBody, ClientFrame};
 use trunkline_proto::ids::ConversationId;
 use trunkline_proto::link::{EdgeOp, edge_op};
 
@@ -246,9 +247,10 @@ impl World {
 
     pub(super) fn note_marks(&mut self, edge: EdgeKey, ops: &[EdgeOp]) {
         for op in ops {
-            let Some(edge_op::Op::Frame(frame)) = &op.op else {
+            let Some(edge_op::Op::Frame(bytes)) = &op.op else {
                 continue;
             };
+            let frame = ClientFrame::decode(&bytes[..]).unwrap_or_default();
             if let Some(ClientBody::Receipt(receipt)) = &frame.frame
                 && let Some(user) = self.check.core.user(edge, op.handle)
             {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use prost::Message as _;
 use trunkline_proto::client::{
     Ack, ClientBody, ClientFrame, Error, Fetch, Message, Page, Receipt, SendMessage, ServerBody,
     ServerFrame, Sync, SyncPosition,
@@ -576,13 +577,11 @@ impl World {
     /// A frame; the turn goes on.
     pub fn frame(&mut self, session: Session, id: &str, body: ClientBody) {
         *self.framed.entry(session.0).or_default() += 1;
-        self.op(
-            session,
-            edge_op::Op::Frame(ClientFrame {
-                id: id.to_owned(),
-                frame: Some(body),
-            }),
-        );
+        let frame = ClientFrame {
+            id: id.to_owned(),
+            frame: Some(body),
+        };
+        self.op(session, edge_op::Op::Frame(frame.encode_to_vec().into()));
     }
 
     /// A send to the user `to`.
