@@ -19,7 +19,7 @@ use super::forget::Forget;
 use super::lease::{Lease, Standing};
 use super::map::PartitionMap;
 use super::partitions::Partitions;
-use super::peers::{Known, Peers};
+use super::peers::Peers;
 use super::settings::Settings;
 use super::statement::{Answer, Statement};
 use crate::store::fenced::rows::Cas;
@@ -380,6 +380,7 @@ impl Machine {
                     ending.until_ns = 0;
                 }
             }
+            Answer::Cas(Cas::Refused) => self.lease.read_own_row(Ask::End, turn),
             _ => ending.retry_at_ns = Some(turn.now_ns() + turn.settings.retry_ns()),
         }
     }
@@ -424,10 +425,11 @@ impl Machine {
 
     fn update_map(&mut self) {
         let mut changed = self.peers.tell(&mut self.map, &self.lease, &self.me);
-        changed |= self.partitions.tell(&mut self.map);
+        // An owner may have been named before its row was seen.
+        changed |= self.partitions.tell(changed, &mut self.map);
         if changed {
             let peers = &self.peers;
-            self.map.drop_dead(|core| peers.known(core) == Known::No);
+            self.map.drop_dead(|core| peers.is_strange(core));
             self.map.version += 1;
         }
     }

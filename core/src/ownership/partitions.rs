@@ -80,7 +80,7 @@ pub(super) struct Partitions {
     next_poll_ns: Option<u64>,
     polling: bool,
     unsettled_until_ns: u64,
-    /// Owners that no row of a core shows, being read.
+    /// Owners that may be dead, being read.
     looking_for: BTreeSet<Uuid>,
     /// Rows that the map was not told of.
     untold: Vec<u16>,
@@ -296,7 +296,7 @@ impl Partitions {
             Some(owner) => match peers.known(owner) {
                 Known::Dead => true,
                 Known::Alive => false,
-                Known::No => {
+                Known::Undecided => {
                     if self.looking_for.insert(owner) {
                         turn.ask(Ask::Owner(owner), Statement::Core(owner));
                     }
@@ -306,7 +306,7 @@ impl Partitions {
         }
     }
 
-    /// An owner that no row showed was read.
+    /// An owner that may be dead was read.
     pub(super) fn looked_for(&mut self, core: Uuid) {
         self.looking_for.remove(&core);
     }
@@ -349,12 +349,15 @@ impl Partitions {
         });
     }
 
-    /// Tells the map what is new. Says whether it changed.
-    pub(super) fn tell(&mut self, map: &mut PartitionMap) -> bool {
+    /// Tells the map what is new, or `all` there is. Says whether it changed.
+    pub(super) fn tell(&mut self, all: bool, map: &mut PartitionMap) -> bool {
+        if all {
+            self.untold = (0..self.all.len() as u16).collect();
+        }
         let mut changed = false;
         for partition in self.untold.drain(..) {
             let slot = &self.all[usize::from(partition)];
-            changed |= map.learn(partition, slot.owner, slot.epoch);
+            changed |= slot.epoch > 0 && map.learn(partition, slot.owner, slot.epoch);
         }
         changed
     }

@@ -3,9 +3,9 @@
 //! A core is judged by the own boot clock alone: dead is whose counter did not change for 1.1 times
 //! its ttl since the *return* of the first read that showed it. No time that another clock wrote is
 //! compared. The verdict is written only if the counter is still that one, and counts when it is
-//! written: from then on no renewal can succeed.
+//! decided: from then on no renewal can succeed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
@@ -26,8 +26,8 @@ const RISES_STEADY: u32 = 2;
 pub(super) enum Known {
     Alive,
     Dead,
-    /// Its row was not seen yet, or is forgotten.
-    No,
+    /// A quorum said that it is dead, or no row of it was seen yet: its row is to be read, decided.
+    Undecided,
 }
 
 /// What is being done about a core that is silent.
@@ -48,6 +48,9 @@ pub(super) struct Peer {
     verdict: Verdict,
     /// The last read of all cores listed it.
     listed: bool,
+    /// That it is dead was written by this core, or read decided: a quorum that shows a death may be
+    /// followed by one that does not yet.
+    decided: bool,
 }
 
 impl Peer {
@@ -98,12 +101,14 @@ impl Peers {
             return Standing::Good;
         };
         let mut own = Standing::Good;
-        for peer in self.all.values_mut() {
-            peer.listed = false;
+        let listed: BTreeSet<Uuid> = rows.iter().map(|row| row.incarnation).collect();
+        for (core, peer) in &mut self.all {
+            peer.listed = listed.contains(core);
         }
         for row in rows {
             if row.incarnation != turn.me.incarnation {
-                self.learn(row, true, turn.now_ns());
+                let decided = !turn.settings.keeps(Rule::Decided);
+                self.learn(row, decided, turn.now_ns());
             } else if row.life == Life::Dead {
                 own = Standing::Over;
             }
@@ -112,7 +117,8 @@ impl Peers {
         own
     }
 
-    fn learn(&mut self, row: CoreRow, listed: bool, now_ns: u64) {
+    /// A row was read; `decided`: at SERIAL.
+    fn learn(&mut self, row: CoreRow, decided: bool, now_ns: u64) {
         let Some(peer) = self.all.get_mut(&row.incarnation) else {
             self.untold = true;
             let candidate = Candidate::new(row.incarnation, &row.address);
@@ -122,12 +128,15 @@ impl Peers {
                 since_ns: now_ns,
                 rises: 0,
                 verdict: Verdict::None,
-                listed,
+                listed: true,
+                decided,
             };
             self.all.insert(candidate.incarnation, peer);
             return;
         };
-        peer.listed |= listed;
+        if row.life == Life::Dead {
+            peer.decided |= decided;
+        }
         if peer.is_dead() {
             return;
         }
@@ -186,7 +195,7 @@ impl Peers {
                 peer.verdict = Verdict::None;
                 let row = row.clone();
                 let died = row.life == Life::Dead;
-                self.learn(row, false, now_ns);
+                self.learn(row, true, now_ns);
                 return died;
             }
             // It has renewed after all, or another core was first, or nobody knows.
@@ -203,6 +212,7 @@ impl Peers {
         }
         peer.verdict = Verdict::None;
         peer.row.life = Life::Dead;
+        peer.decided = true;
         peer.since_ns = now_ns;
         self.untold = true;
         true
@@ -210,9 +220,10 @@ impl Peers {
 
     pub(super) fn known(&self, core: Uuid) -> Known {
         match self.all.get(&core) {
+            Some(peer) if peer.is_dead() && !peer.decided => Known::Undecided,
             Some(peer) if peer.is_dead() => Known::Dead,
             Some(_) => Known::Alive,
-            None => Known::No,
+            None => Known::Undecided,
         }
     }
 
@@ -244,10 +255,10 @@ impl Peers {
             .collect()
     }
 
-    /// A core that a row names was looked for. One without a row was declared dead, and forgotten.
+    /// The row of a core that a partition names was read, decided. A core without one was declared dead, and forgotten.
     pub(super) fn found(&mut self, core: Uuid, answer: Answer, turn: &Turn<'_>) {
         match answer {
-            Answer::Core(Some(row)) => self.learn(row, false, turn.now_ns()),
+            Answer::Core(Some(row)) => self.learn(row, true, turn.now_ns()),
             Answer::Core(None) => {
                 let row = CoreRow {
                     incarnation: core,
@@ -258,7 +269,7 @@ impl Peers {
                     id_floor_ms: 0,
                     address: String::new(),
                 };
-                self.learn(row, false, turn.now_ns());
+                self.learn(row, true, turn.now_ns());
             }
             _ => {}
         }
@@ -270,6 +281,11 @@ impl Peers {
         self.all
             .retain(|core, peer| peer.listed || !peer.is_dead() || named(*core));
         self.untold |= self.all.len() < before;
+    }
+
+    /// Whether nothing is known of a core.
+    pub(super) fn is_strange(&self, core: Uuid) -> bool {
+        !self.all.contains_key(&core)
     }
 
     /// Tells the map of cores. Says whether it changed.

@@ -160,6 +160,8 @@ pub(super) enum Rule {
     WorkerFloor,
     /// Cores are looked at several times within a ttl.
     PollOften,
+    /// A death counts when it is decided, not when some quorum shows it.
+    Decided,
     /// A row that was there before belongs to another life, whatever its name.
     NewIncarnation,
     /// A core is declared dead only while its counter is the one that was judged.

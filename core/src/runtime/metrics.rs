@@ -21,6 +21,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::Snapshot;
 use crate::engine::EngineStats;
+use crate::ownership::stats::{OwnershipFigures, OwnershipStats};
 use crate::store::stats::{StoreFigures, StoreStats};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -53,7 +54,11 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn new(snapshot: Arc<Mutex<Arc<Snapshot>>>, store: Option<Arc<StoreStats>>) -> Self {
+    pub(super) fn new(
+        snapshot: Arc<Mutex<Arc<Snapshot>>>,
+        store: Option<Arc<StoreStats>>,
+        ownership: Option<Arc<OwnershipStats>>,
+    ) -> Self {
         let mut registry = Registry::with_prefix("trunkline_core");
         let metrics = Self {
             commit_seconds: Histogram::new(exponential_buckets(0.000_1, 2.0, 16)),
@@ -73,6 +78,9 @@ impl Metrics {
         registry.register_collector(Box::new(EngineCollector { snapshot }));
         if let Some(store) = store {
             registry.register_collector(Box::new(StoreCollector { store }));
+        }
+        if let Some(ownership) = ownership {
+            registry.register_collector(Box::new(OwnershipCollector { ownership }));
         }
         Self {
             registry,
@@ -325,6 +333,47 @@ fn store_counters(store: &StoreFigures) -> Vec<Figure> {
         ("store_bytes", "Bytes of keys and rows in committed batches", store.bytes),
         ("store_reads", "Loads, reads and index look-ups", store.reads),
         ("store_messages_read", "Messages that these returned", store.messages_read),
+    ]
+}
+
+#[derive(Debug)]
+struct OwnershipCollector {
+    ownership: Arc<OwnershipStats>,
+}
+
+impl Collector for OwnershipCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let figures = self.ownership.figures();
+        for (name, help, value) in ownership_counters(&figures) {
+            counter(&mut encoder, name, help, value)?;
+        }
+        for (name, help, value) in ownership_gauges(&figures) {
+            gauge(&mut encoder, name, help, value)?;
+        }
+        Ok(())
+    }
+}
+
+#[rustfmt::skip]
+fn ownership_counters(ownership: &OwnershipFigures) -> Vec<Figure> {
+    vec![
+        ("ownership_gains", "Partitions that came to this core", ownership.gains),
+        ("ownership_take_overs", "Of these, partitions of cores that died", ownership.take_overs),
+        ("ownership_hand_overs", "Partitions handed to another core", ownership.hand_overs),
+        ("ownership_losses", "Partitions that others took, having declared this core dead", ownership.losses),
+        ("ownership_lapses", "Leases that were not renewed in time", ownership.lapses),
+        ("ownership_catch_ups", "Journals of earlier owners to be read, one for each partition", ownership.catch_ups),
+        ("ownership_renewals", "Renewals of the lease", ownership.renewals),
+        ("ownership_statements", "Statements asked of the control tables", ownership.statements),
+        ("ownership_statements_unanswered", "Of these, without an answer in time", ownership.statements_unanswered),
+    ]
+}
+
+#[rustfmt::skip]
+fn ownership_gauges(ownership: &OwnershipFigures) -> Vec<Figure> {
+    vec![
+        ("ownership_partitions", "Partitions held under a valid lease", ownership.held),
+        ("ownership_lease_left_ms", "How long the lease is good without another renewal", ownership.lease_left_ms),
     ]
 }
 

@@ -37,6 +37,7 @@ use self::streams::Bounds;
 use crate::engine::{
     EdgeKey, Engine, EngineConfig, EngineStats, Input, RegisteredSession, Request, Response,
 };
+use crate::ownership::stats::OwnershipStats;
 use crate::store::stats::StoreStats;
 use crate::store::{MessageStore, StoreError};
 
@@ -64,6 +65,8 @@ pub struct CoreConfig {
     pub link_buffer_bytes_max: usize,
     /// Counters of the store, shown with the core's.
     pub store_stats: Option<Arc<StoreStats>>,
+    /// What ownership counts, shown with the core's. `None` with a single core.
+    pub ownership_stats: Option<Arc<OwnershipStats>>,
     /// Whether the core is ready only when it serves gRPC (not in `serve`).
     pub needs_grpc: bool,
     /// Whether the core is ready only when it serves HTTP.
@@ -82,6 +85,7 @@ impl Default for CoreConfig {
             link_buffer_ops_max: LINK_BUFFER_OPS_MAX,
             link_buffer_bytes_max: LINK_BUFFER_BYTES_MAX,
             store_stats: None,
+            ownership_stats: None,
             needs_grpc: true,
             needs_http: true,
             on_fatal: Arc::new(|_| std::process::exit(70)),
@@ -231,7 +235,11 @@ impl Core {
         let (floor, floor_rx) = crossbeam_channel::bounded(1);
         let snapshot = Arc::new(Mutex::new(Arc::new(Snapshot::default())));
         let shared = Arc::new(Shared {
-            metrics: Metrics::new(Arc::clone(&snapshot), config.store_stats.clone()),
+            metrics: Metrics::new(
+                Arc::clone(&snapshot),
+                config.store_stats.clone(),
+                config.ownership_stats.clone(),
+            ),
             snapshot,
             state: AtomicU8::new(if config.cluster.is_some() { UNBORN } else { 0 }),
             lists: OpLists::default(),

@@ -172,14 +172,15 @@ async fn cores_share_the_partitions_and_pass_them_on_when_they_stop() {
     }
     first.drain().await;
     first.follower.await.expect("the events ended");
-    let seen = first.seen.lock();
-    assert!(!seen.held.as_ref().expect("entered").is_valid());
-    assert_eq!(seen.released, 64);
-    assert_eq!(
-        seen.held_at_release, seen.released,
-        "let go before the engine settled"
-    );
-    drop(seen);
+    {
+        let seen = first.seen.lock();
+        assert!(!seen.held.as_ref().expect("entered").is_valid());
+        assert_eq!(seen.released, 64);
+        assert_eq!(
+            seen.held_at_release, seen.released,
+            "let go before the engine settled"
+        );
+    }
     until("the second has all", || second.serves() == 64).await;
     let tables = memory.tables();
     let old = first.seen.lock().incarnations[0];
