@@ -48,7 +48,7 @@ pub struct OwnershipFigures {
 }
 
 impl OwnershipStats {
-    pub(super) const fn new(clock: Arc<dyn BootClock>) -> Self {
+    pub(crate) const fn new(clock: Arc<dyn BootClock>) -> Self {
         Self {
             clock,
             held: AtomicU64::new(0),

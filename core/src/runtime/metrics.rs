@@ -380,6 +380,7 @@ fn ownership_gauges(ownership: &OwnershipFigures) -> Vec<Figure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ownership::clock::KernelClock;
 
     #[test]
     fn counters_are_described_under_the_name_of_their_samples() {
@@ -393,5 +394,26 @@ mod tests {
             "# HELP a_total Sum.\n# TYPE a_total counter\na_total 1\n\
              # HELP b_seconds Time.\n# TYPE b_seconds histogram\nb_seconds_sum 0.5\n"
         );
+    }
+
+    #[test]
+    fn ownership_is_shown_where_there_is_any() {
+        let page = |ownership| {
+            let mut text = String::new();
+            Metrics::new(Arc::default(), None, ownership).encode(0, 0, &mut text);
+            text
+        };
+        let clock = Arc::new(KernelClock);
+        let shown = page(Some(Arc::new(OwnershipStats::new(clock))));
+        for line in [
+            "trunkline_core_ownership_lapses_total 0",
+            "trunkline_core_ownership_take_overs_total 0",
+            "trunkline_core_ownership_hand_overs_total 0",
+            "trunkline_core_ownership_partitions 0",
+            "trunkline_core_ownership_lease_left_ms 0",
+        ] {
+            assert!(shown.lines().any(|l| l == line), "{line} in {shown}");
+        }
+        assert!(!page(None).contains("ownership"));
     }
 }
