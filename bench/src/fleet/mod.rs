@@ -433,6 +433,6 @@ mod tests {
         );
         assert_eq!(shares(9, 2, u32::MAX), [0..6, 6..9]);
         assert_eq!(shares(3, 4, u32::MAX), [0..2, 2..3]);
-        assert_eq!(shares(5, 1, 0), [0..5]);
+        assert_eq!(shares(5, 1, 0), vec![0..5; 1]);
     }
 }
