@@ -56,7 +56,8 @@ async fn a_stream_that_begins_wrongly_is_refused() {
     })
     .await;
     assert_eq!(status.code(), Code::FailedPrecondition);
-    assert!(status.message().contains("version 2"), "{status}");
+    let spoken = format!("speaks {VERSION}");
+    assert!(status.message().contains(&spoken), "{status}");
 
     let status = refused(EdgeBatch {
         hello: Some(hello("no such/id")),
