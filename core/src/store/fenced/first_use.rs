@@ -180,14 +180,13 @@ impl<R: Rows> FencedStore<R> {
             .map(|(bucket, part)| self.rows.put_messages(id, bucket, part))
             .collect();
         let mut writes = stream::iter(writes).buffer_unordered(WRITES_AT_ONCE);
-        let mut last = Ok(());
+        let mut is_any_there = false;
         while let Some(written) = writes.next().await {
-            if self.rules.keeps(Rule::Prefix) {
+            if self.rules.keeps(Rule::Prefix) || !is_any_there {
                 written?;
-            } else {
-                last = written;
             }
+            is_any_there = true;
         }
-        last
+        Ok(())
     }
 }

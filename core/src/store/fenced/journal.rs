@@ -5,8 +5,8 @@
 //! 1. A conversation is entered in the window in which a commit began, before the first of its rows
 //!    in that window is written: there is no row, adopted later by another owner or not, that no
 //!    entry stands for.
-//! 2. A window is marked done after it is over, every commit that began in it has ended, and the
-//!    caller has said that what follows from these is durable.
+//! 2. A window is marked done after it is over, every commit that began in it has ended and lost
+//!    nothing to another owner, and the caller has said that what follows from these is durable.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,15 +20,15 @@ use super::rules::Rule;
 use super::{FencedStore, WRITES_AT_ONCE};
 use crate::store::StoreError;
 
-/// How long a window is.
+/// How long a window is, by default.
 pub const WINDOW_NS: u64 = 10_000_000_000;
 
 /// Entries in one write.
 const ENTRIES_PER_WRITE: usize = 64;
 
 /// Windows of the own journal.
-#[derive(Default)]
 pub(super) struct Journal {
+    window_ns: u64,
     windows: Mutex<Windows>,
 }
 
@@ -38,19 +38,35 @@ struct Windows {
     open: BTreeSet<Window>,
     /// Of commits that have not ended: under way, or to be repeated.
     pending: BTreeSet<Window>,
+    /// The newest of those that are left to other owners; no later commit begins in an older one.
+    left: Option<Window>,
 }
 
 impl Journal {
+    pub fn new(window_ns: u64) -> Self {
+        Self {
+            window_ns: window_ns.max(1),
+            windows: Mutex::default(),
+        }
+    }
+
     /// A commit begins, or is repeated.
     pub fn begin(&self, now_ns: u64) -> Window {
-        let window = Window(now_ns / WINDOW_NS);
+        let window = Window(now_ns / self.window_ns);
         self.windows.lock().pending.insert(window);
         window
     }
 
-    /// The commit has ended, and will not be repeated.
-    pub fn end(&self) {
-        self.windows.lock().pending.clear();
+    /// The commit has ended, and will not be repeated. `has_lost`: some of its conversations are
+    /// another owner's now, who may adopt what was written of them, and then learns from the entries
+    /// here what is still to be pushed and published: these windows are never marked done.
+    pub fn end(&self, has_lost: bool) {
+        let windows = &mut *self.windows.lock();
+        if has_lost {
+            windows.open.retain(|w| !windows.pending.contains(w));
+            windows.left = windows.pending.last().copied().max(windows.left);
+        }
+        windows.pending.clear();
     }
 }
 
@@ -64,7 +80,12 @@ impl<R: Rows> FencedStore<R> {
         if entries.is_empty() {
             return Ok(());
         }
-        self.journal.windows.lock().open.insert(window);
+        {
+            let windows = &mut *self.journal.windows.lock();
+            if windows.left < Some(window) {
+                windows.open.insert(window);
+            }
+        }
         let (rows, incarnation) = (&self.rows, self.held.incarnation());
         let writes: Vec<_> = entries
             .chunks(ENTRIES_PER_WRITE)
@@ -80,7 +101,7 @@ impl<R: Rows> FencedStore<R> {
     /// follows from the commits that returned before this call is durable (pushed, published, filed),
     /// say so with [`FencedStore::effects_done`].
     pub fn finished_window(&self) -> Option<Window> {
-        let current = self.clock.now_ns() / WINDOW_NS;
+        let current = self.clock.now_ns() / self.journal.window_ns;
         let windows = self.journal.windows.lock();
         let first = windows.pending.first().map_or(current, |w| w.0);
         let before = if self.rules.keeps(Rule::WindowAfterCommits) {

@@ -83,7 +83,8 @@ impl Tables {
 
     pub fn put_journal(&mut self, incarnation: Uuid, window: Window, entry: JournalEntry) {
         let (entries, _) = self.journal.entry((incarnation, window)).or_default();
-        entries.insert(entry.conversation, entry.first_seq);
+        let first = entries.entry(entry.conversation).or_insert(entry.first_seq);
+        *first = entry.first_seq.min(*first);
     }
 
     /// Each cell is as new as its seq is high.

@@ -70,7 +70,7 @@ const WRITES_AT_ONCE: usize = 16;
 
 /// Rows in one batch, and their bytes: Cassandra warns of batches beyond 5 KiB of one partition's
 /// rows only in its log, and refuses them beyond 50 KiB.
-const BATCH_ROWS_MAX: usize = 100;
+pub const BATCH_ROWS_MAX: usize = 100;
 const BATCH_BYTES_MAX: usize = 32 * 1024;
 
 /// Conditional writes that are begun for one purpose before the caller is told to come again.
@@ -81,6 +81,11 @@ const ATTEMPTS_MAX: usize = 8;
 pub struct FencedOptions {
     pub deployment: Deployment,
     pub proof: Proof,
+    /// How long a window of the journal is: what is published again after a core died is at most
+    /// that much older than what it had not published. [`WINDOW_NS`] unless a test cannot wait.
+    pub window_ns: u64,
+    /// Rows in one batch; [`BATCH_ROWS_MAX`] unless a test wants many batches.
+    pub batch_rows_max: usize,
     /// Message ids up to here may have been given, by whoever had this worker id before.
     pub message_id_floor: u64,
 }
@@ -93,6 +98,7 @@ pub struct FencedStore<R> {
     clock: Arc<dyn BootClock>,
     deployment: Deployment,
     proof: Proof,
+    batch_rows_max: usize,
     table: Arc<Table>,
     journal: Journal,
     message_id_floor: AtomicU64,
@@ -124,8 +130,9 @@ impl<R: Rows> FencedStore<R> {
             clock,
             deployment,
             proof: options.proof,
+            batch_rows_max: options.batch_rows_max.max(1),
             table: Arc::default(),
-            journal: Journal::default(),
+            journal: Journal::new(options.window_ns),
             message_id_floor: AtomicU64::new(options.message_id_floor),
             stats: Arc::default(),
             rules: Rules::default(),
@@ -377,8 +384,12 @@ impl<R: Rows> FencedStore<R> {
     /// What a page of a conversation is read by. One that nobody has loaded is taken up for this
     /// page alone.
     async fn view(&self, id: ConversationId) -> Result<Option<View>, StoreError> {
+        let known = self.table.view(id);
+        if known.is_some() && !self.rules.keeps(Rule::ReadGate) {
+            return Ok(known);
+        }
         let epoch = self.epoch(id)?;
-        if let Some(view) = self.table.view(id).filter(|view| view.epoch == epoch) {
+        if let Some(view) = known.filter(|view| view.epoch == epoch) {
             return Ok(Some(view));
         }
         let locked = self.table.lock(id).await;
@@ -425,8 +436,10 @@ impl<R: Rows> MessageStore for FencedStore<R> {
         let begun_ns = self.clock.now_ns();
         let window = self.journal.begin(begun_ns);
         let result = self.commit_batch(batch, window).await;
-        if matches!(result, Ok(()) | Err(StoreError::Fenced(_))) {
-            self.journal.end();
+        match &result {
+            Ok(()) => self.journal.end(false),
+            Err(StoreError::Fenced(_)) => self.journal.end(self.rules.keeps(Rule::LostWindowStays)),
+            Err(_) => {}
         }
         let took = Duration::from_nanos(self.clock.now_ns().saturating_sub(begun_ns));
         self.count(batch, &result, took);

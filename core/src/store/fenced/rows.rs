@@ -128,7 +128,8 @@ pub trait Rows: Send + Sync + 'static {
         rows: &[MessageRow],
     ) -> Result<(), StoreError>;
 
-    /// Enters conversations into a window of the own journal.
+    /// Enters conversations into a window of the own journal. One that is there already with another
+    /// first seq stays there too, or the lower of both does.
     async fn put_journal(
         &self,
         incarnation: Uuid,
@@ -139,7 +140,7 @@ pub trait Rows: Send + Sync + 'static {
     /// The windows of an incarnation that were begun and are not marked done, ascending.
     async fn journal_windows(&self, incarnation: Uuid) -> Result<Vec<Window>, StoreError>;
 
-    /// Everything in a window.
+    /// Everything in a window, in no certain order; a conversation may come more than once.
     async fn journal(
         &self,
         incarnation: Uuid,

@@ -32,6 +32,8 @@ pub enum Rule {
     Journal,
     /// A window of the journal is not finished while a commit that began in it may be repeated.
     WindowAfterCommits,
+    /// A window in which something was lost to another owner is left for that owner.
+    LostWindowStays,
     /// A change is written after the messages before it are committed.
     ChangeAfterMessages,
     /// What was read is answered only if the partition is still held then.
@@ -45,7 +47,7 @@ pub enum Rule {
 }
 
 impl Rule {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Gate,
         Self::Prefix,
         Self::TailBound,
@@ -59,6 +61,7 @@ impl Rule {
         Self::JournalFirst,
         Self::Journal,
         Self::WindowAfterCommits,
+        Self::LostWindowStays,
         Self::ChangeAfterMessages,
         Self::ReadGate,
         Self::WatermarkClamp,

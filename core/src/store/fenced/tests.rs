@@ -62,6 +62,8 @@ impl World {
         let options = FencedOptions {
             deployment: self.deployment,
             proof,
+            window_ns: WINDOW_NS,
+            batch_rows_max: BATCH_ROWS_MAX,
             message_id_floor,
         };
         let store = FencedStore::new(self.rows.clone(), held.clone(), clock, options);
@@ -420,4 +422,38 @@ async fn a_journal_names_what_was_written_until_its_effects_are_done() {
     let finished = core.store.finished_window().expect("the second is over");
     core.store.effects_done(finished).await.expect("marked");
     assert_eq!(left().await.expect("readable"), []);
+}
+
+#[tokio::test]
+async fn a_conversation_that_was_let_go_meanwhile_keeps_its_first_entry() {
+    let world = World::new(4, 8);
+    let core = world.next();
+    core.commit(created()).await.expect("made");
+    core.commit(messages(1..=2, "x")).await.expect("committed");
+    core.store.release(id(1), 2).await.expect("released");
+    core.load().await;
+    core.commit(messages(3..=3, "x")).await.expect("committed");
+    let left = world.next().store.catch_up(core.held.incarnation()).await;
+    assert_eq!(left.expect("readable"), [(id(1), 1)]);
+}
+
+#[tokio::test]
+async fn a_window_in_which_something_was_lost_is_left_to_the_next_owner() {
+    let world = World::new(4, 8);
+    let core = world.next();
+    core.commit(created()).await.expect("made");
+    core.commit(messages(1..=2, "x")).await.expect("committed");
+    let heir = world.next();
+    heir.load().await;
+    // Refused as late as can be: its rows are written by then.
+    let renamed = ConversationWrites {
+        row: Some(ConversationRow::default()),
+        ..messages(3..=3, "x")
+    };
+    assert!(is_fenced(core.commit(renamed).await));
+    world.pass(WINDOW_NS);
+    let finished = core.store.finished_window().expect("it is over");
+    core.store.effects_done(finished).await.expect("marked");
+    let left = heir.store.catch_up(core.held.incarnation()).await;
+    assert_eq!(left.expect("readable"), [(id(1), 1)]);
 }

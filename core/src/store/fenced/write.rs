@@ -19,7 +19,7 @@ use super::read::Scope;
 use super::rows::{Cas, Change, Conversation, Fence, MessageRow, Rows, Window};
 use super::rules::Rule;
 use super::table::{Locked, State};
-use super::{ATTEMPTS_MAX, BATCH_BYTES_MAX, BATCH_ROWS_MAX, FencedStore};
+use super::{ATTEMPTS_MAX, BATCH_BYTES_MAX, FencedStore};
 use crate::store::{ConversationWrites, Order, StoreError};
 
 /// A conversation in a commit.
@@ -325,7 +325,7 @@ impl<R: Rows> FencedStore<R> {
         for (at, row) in rows.iter().enumerate() {
             let size = row_bytes(row);
             let is_other = self.bucket(rows[start].message.seq) != self.bucket(row.message.seq);
-            let is_full = at - start >= BATCH_ROWS_MAX || bytes + size > BATCH_BYTES_MAX;
+            let is_full = at - start >= self.batch_rows_max || bytes + size > BATCH_BYTES_MAX;
             if at > start && (is_other || is_full) {
                 parts.push((self.bucket(rows[start].message.seq), &rows[start..at]));
                 (start, bytes) = (at, 0);
