@@ -8,6 +8,7 @@
 //! - [`world`]: the machines and the world around them
 //! - [`check`]: the promises, as rules about what crosses the boundaries
 //! - [`bugs`]: defects planted on purpose, to see that the checker notices
+//! - [`fence`]: another world, of several cores over replicas: what the fenced store promises
 //! - [`coverage`]: how often the interesting things happened
 //! - [`rng`], [`queue`], [`trace`], [`store`], [`wire`]: the tools
 //!
@@ -20,6 +21,7 @@
 pub mod bugs;
 pub mod check;
 pub mod coverage;
+pub mod fence;
 pub mod plan;
 pub mod queue;
 pub mod rng;

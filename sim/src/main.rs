@@ -2,16 +2,24 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use trunkline_sim::bugs::Bug;
 use trunkline_sim::coverage::{Coverage, SEEDS_FOR_MINIMUM};
+use trunkline_sim::fence::defects::Defect;
+use trunkline_sim::fence::runs as fence;
 use trunkline_sim::runs::{self, BUG_SEEDS};
 use trunkline_sim::world::Outcome;
 
 /// Runs the whole platform in virtual time, from seeds, under faults, and checks its promises.
 #[derive(Parser)]
-#[command(name = "trunkline-sim", version)]
+#[command(
+    name = "trunkline-sim",
+    version,
+    args_conflicts_with_subcommands = true
+)]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// How many seeds to run.
     #[arg(long, default_value_t = SEEDS_FOR_MINIMUM)]
     seeds: u64,
@@ -35,6 +43,44 @@ struct Args {
     threads: usize,
 }
 
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the fenced store on replicas that lose, delay and reorder, under cores that come and go.
+    Fence(FenceArgs),
+}
+
+#[derive(clap::Args)]
+struct FenceArgs {
+    /// How many seeds to run.
+    #[arg(long, default_value_t = 1_000)]
+    seeds: u64,
+    /// The first of them.
+    #[arg(long, default_value_t = 1)]
+    from: u64,
+    /// Run this one alone.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print everything that happens (with --seed).
+    #[arg(long, requires = "seed")]
+    trace: bool,
+    /// Take a rule out; the run is expected to fail.
+    #[arg(long, value_parser = parse_defect)]
+    defect: Option<Defect>,
+    /// Take each rule out in turn and see that it is noticed.
+    #[arg(long, value_parser = ["all"], conflicts_with_all = ["seed", "defect"])]
+    defects: Option<String>,
+    /// Seeds at once; each is run by one thread.
+    #[arg(long, default_value_t = default_threads())]
+    threads: usize,
+}
+
+fn parse_defect(name: &str) -> Result<Defect, String> {
+    Defect::parse(name).ok_or_else(|| {
+        let names: Vec<String> = Defect::all().iter().map(|d| d.name()).collect();
+        format!("no such defect; there are: {}", names.join(", "))
+    })
+}
+
 fn parse_bug(name: &str) -> Result<Bug, String> {
     Bug::parse(name).ok_or_else(|| {
         let names: Vec<&str> = Bug::ALL.iter().map(|b| b.name()).collect();
@@ -48,10 +94,11 @@ fn default_threads() -> usize {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let passed = match (&args.bugs, args.seed) {
-        (Some(_), _) => all_bugs(args.threads),
-        (None, Some(seed)) => one_seed(seed, &args),
-        (None, None) => many_seeds(&args),
+    let passed = match (&args.command, &args.bugs, args.seed) {
+        (Some(Command::Fence(args)), ..) => fenced(args),
+        (None, Some(_), _) => all_bugs(args.threads),
+        (None, None, Some(seed)) => one_seed(seed, &args),
+        (None, None, None) => many_seeds(&args),
     };
     if passed {
         ExitCode::SUCCESS
@@ -133,4 +180,66 @@ fn all_bugs(threads: usize) -> bool {
         }
     }
     all
+}
+
+fn fenced(args: &FenceArgs) -> bool {
+    match (&args.defects, args.seed) {
+        (Some(_), _) => all_defects(args.threads),
+        (None, Some(seed)) => one_fenced(seed, args),
+        (None, None) => many_fenced(args),
+    }
+}
+
+fn one_fenced(seed: u64, args: &FenceArgs) -> bool {
+    let outcome = fence::run(seed, args.defect, args.trace);
+    if let Some(text) = &outcome.text {
+        print!("{text}");
+    }
+    println!(
+        "seed {seed}: {} steps, {} ms of virtual time, trace of {} lines, {:016x}",
+        outcome.steps,
+        outcome.virtual_ns / 1_000_000,
+        outcome.lines,
+        outcome.hash
+    );
+    for what in &outcome.violations {
+        println!("seed {seed} FAILED: {what}");
+    }
+    outcome.violations.is_empty()
+}
+
+fn many_fenced(args: &FenceArgs) -> bool {
+    let last = args.from.saturating_add(args.seeds.saturating_sub(1));
+    let summary = fence::run_all(args.from..=last, args.defect, args.threads);
+    for (what, count) in &summary.counts {
+        println!("{what:<26} {count:>10}");
+    }
+    for (seed, what) in &summary.failures {
+        println!("seed {seed} FAILED: {what}");
+        println!("    again: {}", fence::command(*seed, args.defect));
+    }
+    println!(
+        "{} steps, {} seeds, {} failed",
+        summary.steps,
+        summary.seeds,
+        summary.failures.len()
+    );
+    summary.failures.is_empty()
+}
+
+fn all_defects(threads: usize) -> bool {
+    let found = fence::notice_all(threads);
+    println!("{:<30} {:>5}  noticed by", "without", "seed");
+    for (defect, first) in &found {
+        match first {
+            Some((seed, what)) => println!("{:<30} {seed:>5}  {what}", defect.name()),
+            None => println!(
+                "{:<30} {:>5}  NOT NOTICED within {} seeds",
+                defect.name(),
+                "-",
+                fence::DEFECT_SEEDS
+            ),
+        }
+    }
+    found.iter().all(|(_, first)| first.is_some())
 }
