@@ -18,7 +18,6 @@ pub struct Changed {
     pub version: u64,
     /// The seq after which the member sees nothing; `None`: the member is in.
     pub until: Option<u64>,
-    pub acked_ns: u64,
 }
 
 /// What was seen of one conversation.
@@ -34,6 +33,8 @@ struct Seen {
     expired: u64,
     expired_for_sure: u64,
     changes: Vec<Changed>,
+    /// Removals as they were carried out: up to which seq, and when.
+    removals: Vec<(u64, u64)>,
     /// The highest watermark that was stored, of each user.
     watermarks: BTreeMap<String, u64>,
 }
@@ -155,6 +156,10 @@ impl Check {
     }
 
     pub fn published(&mut self, now_ns: u64, id: ConversationId, message: &Message) {
+        self.note(
+            now_ns,
+            format_args!("published {}/{}", short(id), message.seq),
+        );
         self.shown(now_ns, "published", id, message);
         let bus = &mut self.of(id).bus;
         if bus.contains(&message.seq) {
@@ -222,6 +227,11 @@ impl Check {
         let Some(before) = before else {
             return;
         };
+        let bob = change.members.iter().find(|(user, _)| user == "bob");
+        let until = bob.and_then(|(_, bob)| bob.intervals.last()?.until_seq);
+        if let Some(until) = until {
+            self.of(id).removals.push((until, now_ns));
+        }
         if after.settled < before.settled {
             let what = format!("settled of {} falls to {}", short(id), after.settled);
             self.violated(now_ns, what);
@@ -394,10 +404,7 @@ impl Check {
                 return self.violated(now_ns, what);
             }
         }
-        let removed = changes.iter().find(|c| c.version == version);
-        let (Some(until), Some(removed)) = (until, removed) else {
-            return;
-        };
+        let removals = self.of(id).removals.clone();
         let sent = self.of(id).sent_ns.clone();
         let Some(log) = quorum.logs.get(&id) else {
             return;
@@ -405,11 +412,12 @@ impl Check {
         for (row, _) in log.rows.values() {
             let is_valid = owner(&conversation.fences, row.message.seq) == row.epoch;
             let sent_ns = sent.get(&row.message.client_msg_id).copied().unwrap_or(0);
-            if is_valid && row.message.seq <= until && sent_ns > removed.acked_ns {
+            let seq = row.message.seq;
+            let is_later = |(until, at): &&(u64, u64)| seq <= *until && sent_ns > *at;
+            if let Some((until, _)) = removals.iter().find(is_later).filter(|_| is_valid) {
                 let what = format!(
-                    "bob was removed from {} at {until}, and sees {}, which was sent later",
-                    short(id),
-                    row.message.seq
+                    "bob was removed from {} at {until}, and sees {seq}, which was sent later",
+                    short(id)
                 );
                 return self.violated(now_ns, what);
             }

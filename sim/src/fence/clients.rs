@@ -31,6 +31,7 @@ pub fn run(world: &Arc<World>) -> u64 {
         world.start(machine);
     }
     clockwork.spawn(ABOVE, world.clone().govern());
+    clockwork.spawn(ABOVE, world.clone().retain());
     if world.plan.faults.total() > 0 {
         clockwork.spawn(ABOVE, world.clone().misfortunes());
     } else {

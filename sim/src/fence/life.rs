@@ -449,6 +449,10 @@ impl Life {
             return self.inbox.lock().push_back(request);
         }
         if !self.conversations.lock().contains_key(&id) {
+            if turn.contains_key(&id) {
+                // Let go since this turn began.
+                return self.answer(&request.promise, Outcome::Unavailable);
+            }
             match self.store.load(id, u64::MAX).await {
                 Ok(Some(snapshot)) => {
                     let state = Conversation::new(snapshot);
@@ -668,7 +672,6 @@ impl Life {
             let change = Changed {
                 version: bob.joined_at,
                 until: bob.intervals.last().and_then(|i| i.until_seq),
-                acked_ns: now,
             };
             self.answer(&promise, Outcome::Changed(change));
         }

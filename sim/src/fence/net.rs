@@ -24,9 +24,6 @@ use crate::rng::Rng;
 pub const HOME: usize = 3;
 const QUORUM: usize = 2;
 
-/// When a coordinator gives up.
-const TIMEOUT_NS: u64 = 400 * MS;
-
 /// What is lost, late and slow at present, of a thousand.
 #[derive(Clone, Copy, Debug)]
 pub struct Weather {
@@ -55,6 +52,7 @@ pub struct Net {
     pub clockwork: Arc<Clockwork>,
     pub defect: Option<Defect>,
     pub check: Arc<Mutex<Check>>,
+    timeout_ns: u64,
     tables: Mutex<Tables>,
 }
 
@@ -111,6 +109,7 @@ impl Net {
         Self {
             clockwork,
             defect: plan.defect,
+            timeout_ns: plan.timeout_ns,
             check,
             tables: Mutex::new(Tables {
                 rng: Rng::new(plan.seed, "fence net"),
@@ -229,7 +228,7 @@ impl Net {
     }
 
     fn give_up<T: Send + 'static>(&self, promise: Promise<Result<T, StoreError>>) {
-        self.clockwork.after(TIMEOUT_NS, move || {
+        self.clockwork.after(self.timeout_ns, move || {
             promise.keep(Err(StoreError::Unavailable("no answer".to_owned())));
         });
     }
@@ -297,7 +296,7 @@ impl Net {
                 Way::Arrives(
                     tables
                         .rng
-                        .within(TIMEOUT_NS, TIMEOUT_NS + tables.weather.late_ns),
+                        .within(self.timeout_ns / 2, self.timeout_ns + tables.weather.late_ns),
                 )
             } else if is_cut {
                 Way::Lost

@@ -328,6 +328,10 @@ impl World {
             row.epoch
         };
         self.check.lock().count("hand_overs");
+        self.note(format_args!(
+            "life {} hands {partition} over to life {}",
+            from.process, to.process
+        ));
         to.takes(partition, new_epoch);
     }
 
@@ -379,7 +383,14 @@ impl World {
             }
             Some(6) => {
                 let partition = self.rng.lock().below(u64::from(PARTITIONS)) as u16;
+                let from = self.owner(partition);
                 self.hand_over(partition, life);
+                if let Some(from) = from.filter(|_| self.rng.lock().chance(500)) {
+                    // And back.
+                    let (world, wait) = (self.clone(), self.within(50, 600) * MS);
+                    self.clockwork
+                        .after(wait, move || world.hand_over(partition, from));
+                }
             }
             Some(7) => self.retention(),
             Some(8) => self.storm(),
@@ -452,6 +463,15 @@ impl World {
                 world.net.set_weather(world.plan.weather);
             }
         });
+    }
+
+    /// A worker that comes by all the time.
+    pub async fn retain(self: Arc<Self>) {
+        while self.plan.faults.retention > 0 && self.now_ns() < HEAL_NS {
+            let wait = self.within(5, 400) * MS;
+            self.clockwork.sleep(wait).await;
+            self.retention();
+        }
     }
 
     /// A worker deletes what is settled, all of it, or all but the newest.
