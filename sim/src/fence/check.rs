@@ -373,7 +373,7 @@ impl Check {
         let missing: Vec<u64> = seen
             .acked
             .keys()
-            .filter(|seq| !seen.bus.contains(seq))
+            .filter(|seq| **seq > seen.expired && !seen.bus.contains(seq))
             .copied()
             .collect();
         if let Some(seq) = missing.first() {

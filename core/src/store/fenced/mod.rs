@@ -289,6 +289,7 @@ impl<R: Rows> FencedStore<R> {
         .await;
         let alive = self.is_alive().await;
         let mut failure = None;
+        let mut kept = Vec::new();
         for Written { mut part, result } in first.into_iter().chain(second) {
             let result = match (result, &alive) {
                 (Ok(()), Err(error)) => Err(error.clone()),
@@ -298,13 +299,22 @@ impl<R: Rows> FencedStore<R> {
                 (result, _) => result,
             };
             match result {
-                Ok(()) => part.locked.committed(part.written),
+                Ok(()) => {
+                    part.locked.committed(part.written);
+                    kept.push(part);
+                }
                 Err(StoreError::Fenced(_)) => {
                     part.locked.forget();
                     lost.push(part.writes.id);
                 }
-                Err(error) => failure = Some(worse(failure, error)),
+                Err(error) => {
+                    failure = Some(worse(failure, error));
+                    kept.push(part);
+                }
             }
+        }
+        for part in &mut kept {
+            part.ended(failure.is_none());
         }
         if let Some(failure) = failure {
             return Err(failure);

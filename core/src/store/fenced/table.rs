@@ -32,6 +32,9 @@ pub(super) struct State {
     pub top_bucket: u64,
     /// The newest window of the journal in which the conversation is entered.
     pub journaled: Option<Window>,
+    /// Seqs and message ids that were committed by a commit which then failed elsewhere: they come
+    /// again with its repetition. They may have expired by then, so the tables cannot tell.
+    pub unended: Vec<(u64, u64)>,
 }
 
 impl State {
@@ -46,6 +49,7 @@ impl State {
             settled: found.settled,
             top_bucket: found.top_bucket,
             journaled: None,
+            unended: Vec::new(),
         }
     }
 

@@ -39,6 +39,18 @@ impl Part<'_> {
         StoreError::Fenced(vec![self.writes.id])
     }
 
+    /// The commit is over for this conversation; or it is repeated, for the sake of others.
+    pub fn ended(&mut self, is_over: bool) {
+        let messages = &self.writes.messages;
+        if let Some(state) = self.locked.state_mut() {
+            state.unended.clear();
+            if !is_over {
+                let written = messages.iter().map(|m| (m.seq, m.message_id));
+                state.unended.extend(written);
+            }
+        }
+    }
+
     fn state(&self) -> Result<&State, StoreError> {
         self.locked.state().ok_or_else(|| self.fenced())
     }
@@ -228,7 +240,15 @@ impl<R: Rows> FencedStore<R> {
         if !self.rules.keeps(Rule::SameRepeat) {
             return Ok(true);
         }
-        let view = &part.state()?.view;
+        let state = part.state()?;
+        let is_unended = |m: &Arc<Message>| {
+            let at = state.unended.binary_search(&(m.seq, m.message_id));
+            at.is_ok()
+        };
+        if messages.iter().all(is_unended) {
+            return Ok(true);
+        }
+        let view = &state.view;
         let (Some(first), Some(last)) = (messages.first(), messages.last()) else {
             return Ok(true);
         };
