@@ -331,7 +331,13 @@ impl Life {
                 }
                 Some(Effect::Finished(window)) => {
                     // What is left of it comes with the next one.
-                    let _ = self.store.effects_done(window).await;
+                    let done = self.store.effects_done(window).await;
+                    self.world.note(format_args!(
+                        "life {} is done with windows up to {}: {}",
+                        self.process,
+                        window.0,
+                        done.is_ok()
+                    ));
                 }
                 None => {}
             }
@@ -599,6 +605,8 @@ impl Life {
             match self.store.commit(&batch).await {
                 Ok(()) => break,
                 Err(StoreError::Fenced(ids)) => {
+                    self.world
+                        .note(format_args!("life {} has lost {ids:?}", self.process));
                     self.world.check.lock().count("fenced_commits");
                     lost = ids;
                     break;

@@ -293,11 +293,10 @@ impl Net {
             let tables = &mut *self.tables.lock();
             let is_cut = tables.cut_off.contains(&machine);
             let there = if tables.rng.chance(tables.weather.lwt_late) {
-                Way::Arrives(
-                    tables
-                        .rng
-                        .within(self.timeout_ns / 2, self.timeout_ns + tables.weather.late_ns),
-                )
+                Way::Arrives(tables.rng.within(
+                    self.timeout_ns / 2,
+                    self.timeout_ns + tables.weather.late_ns,
+                ))
             } else if is_cut {
                 Way::Lost
             } else {

@@ -2,9 +2,10 @@
 //! its partitions over pushes and publishes again what it may not have got to.
 //!
 //! Invariants:
-//! 1. A conversation is entered in the window in which a commit began, before the first of its rows
-//!    in that window is written: there is no row, adopted later by another owner or not, that no
-//!    entry stands for.
+//! 1. A conversation is entered in the window in which a commit began, and the entry has returned
+//!    while the partition was held, before the first of its rows in that window is written: there is
+//!    no row, however late it turns up and whoever adopts it, whose entry a later owner's catch-up
+//!    could have missed.
 //! 2. A window is marked done after it is over, every commit that began in it has ended and lost
 //!    nothing to another owner, and the caller has said that what follows from these is durable.
 

@@ -232,16 +232,25 @@ impl<R: Rows> FencedStore<R> {
             }
             return written;
         }
-        match self.enter(window, &entries).await {
-            Ok(()) => self.write_all(parts).await,
-            Err(error) => parts
-                .into_iter()
-                .map(|part| Written {
-                    part,
-                    result: Err(error.clone()),
-                })
-                .collect(),
+        let entered = match self.enter(window, &entries).await {
+            Ok(()) if self.rules.keeps(Rule::JournalGate) => self.is_alive().await,
+            other => other.map(|()| true),
+        };
+        let (mut held, mut written) = (Vec::new(), Vec::new());
+        for part in parts {
+            let result = match &entered {
+                Ok(true) if !self.rules.keeps(Rule::JournalGate) || self.holds(&part) => {
+                    held.push(part);
+                    continue;
+                }
+                // Whoever has it now may have read the journal already.
+                Ok(_) => Err(StoreError::Fenced(vec![part.writes.id])),
+                Err(error) => Err(error.clone()),
+            };
+            written.push(Written { part, result });
         }
+        written.extend(self.write_all(held).await);
+        written
     }
 
     /// Takes the locks of all conversations of a batch that it writes to, and sorts them: those

@@ -28,6 +28,8 @@ pub enum Rule {
     SettledFloor,
     /// A conversation is in the journal before its first message of a window is written.
     JournalFirst,
+    /// And was entered while the partition was still held.
+    JournalGate,
     /// Conversations that are written to are entered in the journal.
     Journal,
     /// A window of the journal is not finished while a commit that began in it may be repeated.
@@ -47,7 +49,7 @@ pub enum Rule {
 }
 
 impl Rule {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Gate,
         Self::Prefix,
         Self::TailBound,
@@ -59,6 +61,7 @@ impl Rule {
         Self::TopBucket,
         Self::SettledFloor,
         Self::JournalFirst,
+        Self::JournalGate,
         Self::Journal,
         Self::WindowAfterCommits,
         Self::LostWindowStays,
