@@ -70,6 +70,8 @@ pub struct Control {
     pub leases: BTreeMap<Uuid, Lease>,
     /// Machines whose renewals get nowhere.
     cut: BTreeSet<usize>,
+    /// Who is handing which partition over.
+    handing: BTreeSet<(Process, u16)>,
     /// Lives begun.
     pub lives: u64,
 }
@@ -117,6 +119,7 @@ impl World {
                 partitions: (0..PARTITIONS).map(partition).collect(),
                 leases: BTreeMap::new(),
                 cut: BTreeSet::new(),
+                handing: BTreeSet::new(),
                 lives: 0,
             }),
             is_closed: Mutex::new(false),
@@ -281,6 +284,10 @@ impl World {
         if Arc::ptr_eq(&from, &to) || self.clockwork.is_dead(from.process) {
             return;
         }
+        let handing = (from.process, partition);
+        if !self.control.lock().handing.insert(handing) {
+            return;
+        }
         let world = self.clone();
         self.clockwork.spawn(from.process, async move {
             let step = {
@@ -296,6 +303,7 @@ impl World {
                 // Whatever its outcome is, nothing of the partition is committed any more.
                 world.surely(from.machine, step).await;
             }
+            world.control.lock().handing.remove(&handing);
         });
     }
 
