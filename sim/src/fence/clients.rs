@@ -10,6 +10,7 @@ use trunkline_proto::ids::ConversationId;
 use super::clockwork::promise;
 use super::life::{Outcome, Request, Wish};
 use super::plan::{CLIENTS, CONVERSATIONS, END_NS, HEAL_NS, MS, PARTITIONS};
+use super::runs::NO_END;
 use super::world::{ABOVE, World};
 use super::{check::Check, conversation};
 use crate::rng::Rng;
@@ -57,7 +58,7 @@ pub fn run(world: &Arc<World>) -> u64 {
     if !*world.is_over.lock() {
         let now = world.now_ns();
         let mut check = world.check.lock();
-        check.violated(now, "the run does not come to its end".to_owned());
+        check.violated(now, NO_END.to_owned());
     }
     steps
 }

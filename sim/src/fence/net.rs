@@ -206,7 +206,12 @@ impl Net {
                 let mut tables = self.tables.lock();
                 (tables.write_way(machine), tables.read_way(machine))
             };
-            let Way::Arrives(there) = way else { continue };
+            let Way::Arrives(mut there) = way else {
+                continue;
+            };
+            if at >= HOME {
+                there += self.tables.lock().rng.below(2_000) * MS;
+            }
             let (net, mutation) = (self.clone(), mutation.clone());
             let (answers, promise) = (answers.clone(), promise.clone());
             self.clockwork.after(there, move || {

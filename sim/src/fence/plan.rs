@@ -110,7 +110,7 @@ impl Plan {
             lwt_late: *rng.pick(&[0, 30, 200]),
             lwt_lost: *rng.pick(&[0, 50, 200]),
         };
-        Self {
+        let mut plan = Self {
             seed,
             defect,
             machines: rng.within(2, 3) as usize,
@@ -123,6 +123,61 @@ impl Plan {
             evict: *rng.pick(&[0, 50, 300]),
             weather,
             faults,
+        };
+        plan.lean(rng.below(8));
+        plan
+    }
+
+    /// Half of the seeds lean towards one kind of trouble, so that what takes several things to go
+    /// wrong in a row comes about.
+    fn lean(&mut self, towards: u64) {
+        let (weather, faults) = (&mut self.weather, &mut self.faults);
+        match towards {
+            // Partitions go to and fro while writes are repeated.
+            0 => {
+                faults.hand_over = 40;
+                faults.replica_down = 20;
+                faults.every_ns = 200 * MS;
+                weather.lost = 250;
+                weather.slow_ns = 5 * MS;
+                self.timeout_ns = 400 * MS;
+                self.evict = 0;
+            }
+            // Cores go on after they have been followed.
+            1 => {
+                faults.pause = 40;
+                faults.cut_control = 10;
+                faults.every_ns = 400 * MS;
+                weather.slow_ns = 5 * MS;
+                weather.late = 200;
+                weather.late_ns = 5 * SECOND;
+                self.timeout_ns = 3 * SECOND;
+            }
+            // First uses take long, conditional writes come late, and a worker deletes.
+            2 => {
+                faults.retention = 20;
+                faults.kill = 5;
+                faults.every_ns = 800 * MS;
+                weather.slow_ns = 120 * MS;
+                weather.lwt_late = 300;
+                weather.lwt_lost = 50;
+                self.timeout_ns = 400 * MS;
+                self.evict = 300;
+            }
+            // Rows get to one replica, and their owner dies.
+            3 => {
+                faults.kill = 40;
+                faults.retention = 0;
+                faults.every_ns = 400 * MS;
+                weather.lost = 350;
+                weather.late_ns = 5 * SECOND;
+                weather.slow_ns = 5 * MS;
+                self.timeout_ns = 3 * SECOND;
+                self.batch_rows_max = 1;
+                self.tail_max = 6;
+                self.act_every_ns = 20 * MS;
+            }
+            _ => {}
         }
     }
 }

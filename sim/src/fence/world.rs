@@ -231,6 +231,9 @@ impl World {
             }
             if !life.held.is_valid() {
                 self.check.lock().count("lapses");
+                // A while in which it goes on.
+                let notices = self.within(MS, 300 * MS);
+                self.clockwork.sleep(notices).await;
                 let wait = self.within(MS, 50 * MS);
                 return self.end_life(life, wait);
             }
