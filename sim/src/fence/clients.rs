@@ -9,7 +9,7 @@ use trunkline_proto::ids::ConversationId;
 
 use super::clockwork::promise;
 use super::life::{Outcome, Request, Wish};
-use super::plan::{CLIENTS, CONVERSATIONS, END_NS, HEAL_NS, MS, PARTITIONS};
+use super::plan::{CLIENTS, CONVERSATIONS, END_NS, HEAL_NS, MS, PARTITIONS, READERS};
 use super::runs::NO_END;
 use super::world::{ABOVE, World};
 use super::{check::Check, conversation};
@@ -94,7 +94,9 @@ impl Client {
             }
             let number = self.rng.within(1, CONVERSATIONS as u64);
             let id = conversation(u128::from(number));
+            let is_reader = self.number < READERS;
             match self.rng.below(100) {
+                _ if is_reader => self.sync(id).await,
                 0..60 => self.send(id).await,
                 60..80 => self.sync(id).await,
                 80..90 => self.toggle(id).await,

@@ -11,11 +11,13 @@ pub const SECOND: u64 = 1_000 * MS;
 pub const PARTITIONS: u16 = 2;
 pub const CONVERSATIONS: u128 = 3;
 pub const CLIENTS: usize = 12;
+/// Of these, some only look: they never wait for an owner.
+pub const READERS: usize = 3;
 
 /// Of a lease.
 pub const TTL_NS: u64 = SECOND;
 /// Of a journal's window.
-pub const WINDOW_NS: u64 = 3 * SECOND;
+pub const WINDOW_NS: u64 = SECOND;
 
 /// Talk and faults end then.
 pub const HEAL_NS: u64 = 12 * SECOND;
@@ -81,7 +83,7 @@ pub struct Plan {
 impl Plan {
     pub fn new(seed: u64, defect: Option<Defect>) -> Self {
         let rng = &mut Rng::new(seed, "fence plan");
-        let has_witness = rng.chance(300) && defect != Some(Defect::FrozenClock);
+        let has_witness = rng.chance(400) && defect != Some(Defect::FrozenClock);
         let may_freeze = has_witness || defect == Some(Defect::FrozenClock);
         let mut weight = |permille: u64, most: u64| {
             if rng.chance(permille) {
@@ -176,6 +178,13 @@ impl Plan {
                 self.batch_rows_max = 1;
                 self.tail_max = 6;
                 self.act_every_ns = 20 * MS;
+            }
+            // Machines are frozen with their clocks.
+            4 if self.has_witness => {
+                faults.freeze = 40;
+                faults.every_ns = 400 * MS;
+                weather.slow_ns = 5 * MS;
+                self.evict = 300;
             }
             _ => {}
         }
