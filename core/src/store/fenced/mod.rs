@@ -179,9 +179,13 @@ impl<R: Rows> FencedStore<R> {
         !self.rules.keeps(Rule::Gate) || self.held.holds(self.partition(part.writes.id), part.epoch)
     }
 
-    /// The same for an answer to a reader.
-    fn check_read(&self, id: ConversationId, epoch: u64) -> Result<(), StoreError> {
-        if self.rules.keeps(Rule::ReadGate) && !self.held.holds(self.partition(id), epoch) {
+    /// The same for an answer to a reader, who must not be told an old head by an owner that was
+    /// followed, frozen with its clock or not.
+    async fn check_read(&self, id: ConversationId, epoch: u64) -> Result<(), StoreError> {
+        if !self.rules.keeps(Rule::ReadGate) {
+            return Ok(());
+        }
+        if !(self.is_alive().await? && self.held.holds(self.partition(id), epoch)) {
             return Err(StoreError::Fenced(vec![id]));
         }
         Ok(())
@@ -369,7 +373,7 @@ impl<R: Rows> FencedStore<R> {
             None => {
                 locked.forget();
                 let Some((state, found)) = self.take_up(id, epoch).await? else {
-                    self.check_read(id, epoch)?;
+                    self.check_read(id, epoch).await?;
                     return Ok(None);
                 };
                 let view = state.view.clone();
@@ -389,7 +393,7 @@ impl<R: Rows> FencedStore<R> {
         )
         .await?;
         watermarks.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        self.check_read(id, epoch)?;
+        self.check_read(id, epoch).await?;
         self.stats.read(recent.len());
         Ok(Some(Snapshot {
             row: found.row,
@@ -478,7 +482,7 @@ impl<R: Rows> MessageStore for FencedStore<R> {
             return Ok(Vec::new());
         };
         let messages = self.committed_messages(id, &view, range).await?;
-        self.check_read(id, view.epoch)?;
+        self.check_read(id, view.epoch).await?;
         self.stats.read(messages.len());
         Ok(messages)
     }
