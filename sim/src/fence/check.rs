@@ -140,9 +140,18 @@ impl Check {
         }
     }
 
-    /// A page: whole, but for what has expired.
-    pub fn paged(&mut self, now_ns: u64, id: ConversationId, messages: &[Message]) {
+    /// Up to where messages are gone for sure.
+    pub fn gone(&mut self, id: ConversationId) -> u64 {
+        self.of(id).expired_for_sure
+    }
+
+    /// A page: whole, but for what has expired, and without what was `gone` before it was asked for.
+    pub fn paged(&mut self, now_ns: u64, id: ConversationId, gone: u64, messages: &[Message]) {
         for message in messages {
+            if message.seq <= gone {
+                let what = format!("{}/{} was deleted and is back", short(id), message.seq);
+                self.violated(now_ns, what);
+            }
             self.shown(now_ns, "paged", id, message);
         }
         let expired = self.of(id).expired;

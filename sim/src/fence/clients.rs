@@ -155,12 +155,15 @@ impl Client {
     }
 
     async fn sync(&mut self, id: ConversationId) {
-        let mut at_least = 0;
-        self.check(|check, _| at_least = check.head(id));
+        let (mut at_least, mut gone) = (0, 0);
+        self.check(|check, _| {
+            at_least = check.head(id);
+            gone = check.gone(id);
+        });
         if let Some(Outcome::Synced { head, messages }) = self.ask(id, Wish::Sync).await {
             self.check(|check, now| {
                 check.synced(now, id, at_least, head);
-                check.paged(now, id, &messages);
+                check.paged(now, id, gone, &messages);
             });
         }
     }

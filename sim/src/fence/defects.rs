@@ -30,8 +30,6 @@ pub enum Defect {
     Unconditional,
     /// Leaving a conversation deletes the watermark.
     WatermarkDropped,
-    /// Rows are written with the time at which that is done.
-    WrittenNow,
     /// A replica that is killed forgets what it wrote last.
     ForgetfulReplica,
     /// Retention deletes before anything says that it may.
@@ -55,7 +53,6 @@ impl Defect {
             Self::EpochOnly,
             Self::Unconditional,
             Self::WatermarkDropped,
-            Self::WrittenNow,
             Self::ForgetfulReplica,
             Self::DeletedUnsettled,
             Self::CatchUpLate,

@@ -97,14 +97,10 @@ impl Rows for SimRows {
         bucket: u64,
         rows: &[MessageRow],
     ) -> Result<(), StoreError> {
-        let now = self.net.clockwork.now_ns();
         let own = self.held.epoch(partition_of_conversation(id, PARTITIONS));
         let stamped = rows.iter().map(|row| {
             let mut row = row.clone();
-            let at = match self.net.defect {
-                Some(Defect::WrittenNow) => now,
-                _ => row.message.ts,
-            };
+            let at = row.message.ts;
             if self.net.defect == Some(Defect::ProjectedReads) && own != Some(row.epoch) {
                 row.message.content.clear();
             }

@@ -12,7 +12,7 @@ use super::plan::Plan;
 use super::world::World;
 
 /// Seeds within which every planted defect has to be noticed.
-pub const DEFECT_SEEDS: u64 = 600;
+pub const DEFECT_SEEDS: u64 = 1_000;
 
 /// What is said of a run that does not end.
 pub const NO_END: &str = "the run does not come to its end";

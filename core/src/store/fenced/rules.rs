@@ -44,12 +44,10 @@ pub enum Rule {
     WatermarkClamp,
     /// Taking up a conversation repairs the index of its members.
     IndexRepair,
-    /// A message that is there already must be the same one to count as repeated.
-    SameRepeat,
 }
 
 impl Rule {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 19] = [
         Self::Gate,
         Self::Prefix,
         Self::TailBound,
@@ -69,7 +67,6 @@ impl Rule {
         Self::ReadGate,
         Self::WatermarkClamp,
         Self::IndexRepair,
-        Self::SameRepeat,
     ];
 }
 

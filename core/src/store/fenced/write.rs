@@ -237,9 +237,6 @@ impl<R: Rows> FencedStore<R> {
         part: &Part<'_>,
         messages: &[Arc<Message>],
     ) -> Result<bool, StoreError> {
-        if !self.rules.keeps(Rule::SameRepeat) {
-            return Ok(true);
-        }
         let state = part.state()?;
         let is_unended = |m: &Arc<Message>| {
             let at = state.unended.binary_search(&(m.seq, m.message_id));
