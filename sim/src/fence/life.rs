@@ -184,11 +184,11 @@ impl Life {
                 bucket_size: world.plan.bucket_size,
             },
             proof,
-            window_ns: WINDOW_NS,
-            batch_rows_max: world.plan.batch_rows_max,
             message_id_floor: 0,
         };
-        let store = FencedStore::new(rows, held.clone(), clock, options);
+        let store = FencedStore::new(rows, held.clone(), clock, options)
+            .with_window_ns(WINDOW_NS)
+            .with_batch_rows_max(world.plan.batch_rows_max);
         let store = match world.plan.defect {
             Some(Defect::Without(rule)) => store.without(rule),
             _ => store,

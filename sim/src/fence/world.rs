@@ -413,12 +413,13 @@ impl World {
         if self.clockwork.is_stopped(life.process) {
             return;
         }
-        let most = if self.rng.lock().chance(400) {
-            3_000
-        } else {
-            600
+        let (least, most) = match self.rng.lock().below(10) {
+            // Just until another has taken over.
+            0..3 => (FOLLOW_NS / MS, FOLLOW_NS / MS + 500),
+            3..6 => (10, 3_000),
+            _ => (10, 600),
         };
-        let ns = self.within(10, most) * MS;
+        let ns = self.within(least, most) * MS;
         self.check
             .lock()
             .count(if is_frozen { "freezes" } else { "pauses" });

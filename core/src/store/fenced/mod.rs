@@ -70,7 +70,7 @@ const WRITES_AT_ONCE: usize = 16;
 
 /// Rows in one batch, and their bytes: Cassandra warns of batches beyond 5 KiB of one partition's
 /// rows only in its log, and refuses them beyond 50 KiB.
-pub const BATCH_ROWS_MAX: usize = 100;
+const BATCH_ROWS_MAX: usize = 100;
 const BATCH_BYTES_MAX: usize = 32 * 1024;
 
 /// Conditional writes that are begun for one purpose before the caller is told to come again.
@@ -81,11 +81,6 @@ const ATTEMPTS_MAX: usize = 8;
 pub struct FencedOptions {
     pub deployment: Deployment,
     pub proof: Proof,
-    /// How long a window of the journal is: what is published again after a core died is at most
-    /// that much older than what it had not published. [`WINDOW_NS`] unless a test cannot wait.
-    pub window_ns: u64,
-    /// Rows in one batch; [`BATCH_ROWS_MAX`] unless a test wants many batches.
-    pub batch_rows_max: usize,
     /// Message ids up to here may have been given, by whoever had this worker id before.
     pub message_id_floor: u64,
 }
@@ -130,13 +125,28 @@ impl<R: Rows> FencedStore<R> {
             clock,
             deployment,
             proof: options.proof,
-            batch_rows_max: options.batch_rows_max.max(1),
+            batch_rows_max: BATCH_ROWS_MAX,
             table: Arc::default(),
-            journal: Journal::new(options.window_ns),
+            journal: Journal::new(WINDOW_NS),
             message_id_floor: AtomicU64::new(options.message_id_floor),
             stats: Arc::default(),
             rules: Rules::default(),
         }
+    }
+
+    /// With windows of the journal of another length than [`WINDOW_NS`]: what is published again after
+    /// a core died is at most that much older than what it had not published.
+    #[must_use]
+    pub fn with_window_ns(mut self, window_ns: u64) -> Self {
+        self.journal = Journal::new(window_ns);
+        self
+    }
+
+    /// With fewer or more rows in a batch than is usual.
+    #[must_use]
+    pub fn with_batch_rows_max(mut self, batch_rows_max: usize) -> Self {
+        self.batch_rows_max = batch_rows_max.max(1);
+        self
     }
 
     /// The same without a rule, to see what the rule is there for.
@@ -213,7 +223,7 @@ impl<R: Rows> FencedStore<R> {
         mut parts: Vec<Part<'a>>,
         window: Window,
     ) -> Vec<Written<'a>> {
-        if !self.rules.keeps(Rule::Journal) {
+        if parts.is_empty() || !self.rules.keeps(Rule::Journal) {
             return self.write_all(parts).await;
         }
         let entry = |part: &Part<'_>| {

@@ -62,8 +62,6 @@ impl World {
         let options = FencedOptions {
             deployment: self.deployment,
             proof,
-            window_ns: WINDOW_NS,
-            batch_rows_max: BATCH_ROWS_MAX,
             message_id_floor,
         };
         let store = FencedStore::new(self.rows.clone(), held.clone(), clock, options);
@@ -278,12 +276,12 @@ impl Witness for Doomed {
 }
 
 #[tokio::test]
-async fn a_witness_is_asked_once_a_commit_and_its_no_holds() {
+async fn a_witness_is_asked_after_the_journal_and_after_the_rows_and_its_no_holds() {
     let world = World::new(4, 8);
     let held = world.next().held;
     let witness = Arc::new(Doomed {
         held,
-        left: AtomicUsize::new(3),
+        left: AtomicUsize::new(4),
     });
     let core = world.core(Proof::Witness(witness.clone()), 0);
     core.commit(created()).await.expect("made");
