@@ -27,7 +27,7 @@ use crate::runtime::cluster::{ClusterJob, Incarnation};
 use crate::store::MessageStore as _;
 use crate::store::fenced::proof::{OwnRow, Proof};
 use crate::store::fenced::rows::{Rows, Window};
-use crate::store::fenced::{BATCH_ROWS_MAX, FencedOptions, FencedStore, WINDOW_NS};
+use crate::store::fenced::{FencedOptions, FencedStore, WINDOW_NS};
 
 /// How long a partition that is given back waits for what is stored of its conversations.
 const SETTLE_MAX: Duration = Duration::from_millis(200);
@@ -156,8 +156,6 @@ impl<R: Rows, C: Control> Follower<R, C> {
         let options = FencedOptions {
             deployment: self.config.deployment,
             proof,
-            window_ns: WINDOW_NS,
-            batch_rows_max: BATCH_ROWS_MAX,
             message_id_floor,
         };
         let store = FencedStore::new(
