@@ -182,7 +182,8 @@ pub enum Effect {
         partition: u16,
         heads: Vec<(ConversationId, u64)>,
     },
-    /// A conversation left memory, at rest; only where cores share conversations.
+    /// A conversation left memory, at rest or since its partition was lost; only where cores share
+    /// conversations.
     Evicted {
         conversation: ConversationId,
         head: u64,

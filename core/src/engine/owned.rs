@@ -106,6 +106,13 @@ impl Engine {
         let lost = &mut self.owned.leaving;
         lost.retain(|leaving| !partitions.contains(&leaving.partition));
         for at in self.slots_of(partitions) {
+            // The store remembers what it loaded until it is told.
+            if let Some(state) = self.cache.state(at) {
+                out.push(Effect::Evicted {
+                    conversation: state.id,
+                    head: state.committed,
+                });
+            }
             self.forget(at, out);
         }
     }

@@ -58,6 +58,14 @@ fn lose(world: &mut World) {
     let partitions = vec![chat_partition()];
     world.feed(Input::Lost { partitions });
     world.turn();
+    // The store is told to forget what was in memory, once each.
+    world.outside.retain(|effect| match effect {
+        Effect::Evicted { conversation, .. } => {
+            assert_eq!(*conversation, direct("alice", "bob"));
+            false
+        }
+        _ => true,
+    });
 }
 
 fn regain(world: &mut World) {
@@ -231,6 +239,19 @@ fn what_is_loaded_when_its_partition_goes_is_not_taken_up() {
 }
 
 #[test]
+fn a_lost_conversation_is_told_with_its_head() {
+    let (mut world, ..) = chat();
+    let partitions = vec![chat_partition()];
+    world.feed(Input::Lost { partitions });
+    match world.outside.as_slice() {
+        [Effect::Evicted { conversation, head }] => {
+            assert_eq!((*conversation, *head), (direct("alice", "bob"), 1));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn an_evicted_conversation_is_told_with_its_head() {
     let mut world = World::with(EngineConfig {
         conversations_cached_max: 1,
@@ -367,6 +388,7 @@ fn a_list_has_the_conversations_of_other_owners_in_their_places() {
     world.turn();
     let partitions = vec![partition(theirs)];
     world.feed(Input::Lost { partitions });
+    world.outside.clear();
     let call = Request::ListConversations {
         cursor: None,
         limit: 10,
